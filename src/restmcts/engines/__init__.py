@@ -1,0 +1,52 @@
+"""Who proposes and who scores. Every engine is asynchronous and batches by itself; `drive` just awaits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from restmcts.errors import EngineError
+from restmcts.types import Critique, Proposals, Propose, Score, Scores, Verdict
+
+
+class TransientError(EngineError):
+    """This request failed but may succeed when asked again."""
+
+
+class PolicyEngine(Protocol):
+    """Proposes steps and criticises partial solutions."""
+
+    identity: str
+    """names the model and its weights; stored with every tree"""
+    tokenizer_id: str | None
+    """fingerprint of the vocabulary that `Step.ids` belong to; None for engines without token ids"""
+
+    async def propose(self, request: Propose) -> Proposals: ...
+
+    async def critique(self, request: Critique) -> Verdict: ...
+
+    async def close(self) -> None: ...
+
+
+class ValueEngine(Protocol):
+    """Scores partial solutions in [0, 1]."""
+
+    identity: str
+    tokenizer_id: str | None
+
+    async def score(self, request: Score) -> Scores: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Engines:
+    """The pair a search runs on. `value` is None for methods that never ask for a score."""
+
+    policy: PolicyEngine
+    value: ValueEngine | None = None
+
+    async def close(self) -> None:
+        await self.policy.close()
+        if self.value is not None:
+            await self.value.close()
