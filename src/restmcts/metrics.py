@@ -91,7 +91,7 @@ def sign_test(wins: int, losses: int) -> float | None:
     for k in range(fewer + 1):
         tail += term
         term = term * (n - k) // (k + 1)
-    return min(1.0, 2 * tail / 2**n)
+    return min(1.0, 2 * tail / (1 << n))
 
 
 @dataclass(frozen=True, slots=True)
