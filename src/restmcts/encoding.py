@@ -1,0 +1,172 @@
+"""How a problem and its steps become token ids: the one place that serving and training both call.
+
+Token identity (docs/structure.md): a step keeps the ids it was generated with, and a longer path is its prefix's ids
+plus the step's ids, never re-tokenised text. So prefix caches hit, values line up with steps, and training sees exactly
+what search saw. This module takes a loaded tokenizer and imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import Field
+
+from restmcts.errors import ConfigError
+from restmcts.settings import Settings
+from restmcts.types import Path, Problem, Step
+
+CRITIC_QUESTION = (
+    "Look at the solution so far. If it already states the correct final answer, reply with the one word SOLVED. "
+    "Otherwise reply with one short sentence of advice for the next step."
+)
+_MARK = "\u2063restmcts\u2063"
+
+
+class PromptSettings(Settings):
+    """How questions are put to the models. Stored with every checkpoint, so that it is served as it was trained."""
+
+    instruction: str = Field(
+        default='Solve the problem step by step, one short step per line. End with a line "Answer: X".',
+        description="system message (chat models) or first line (plain models)",
+    )
+    delimiter: str = Field(default="\n", min_length=1, description="text that ends a step")
+    chat: bool = Field(default=True, description="use the tokenizer's chat template; false for plain base models")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A trace as token ids. `ends[k]` is the index in `ids` of the last token of step k: its value is read there."""
+
+    ids: list[int]
+    prompt_length: int
+    ends: list[int]
+
+
+class Encoder:
+    """Turns problems and steps into ids for one tokenizer and one prompt format.
+
+    `examples` are worked problems shown before the question, for a model that was never trained on the format.
+    Raises ConfigError for a tokenizer without a chat template when `prompt.chat` asks for one.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: PromptSettings, examples: Sequence[Problem] = ()) -> None:
+        if prompt.chat and not getattr(tokenizer, "chat_template", None):
+            raise ConfigError(
+                f"the tokenizer of {tokenizer.name_or_path!r} has no chat template; "
+                "use a chat model, or a plain prompt with --set prompt.chat=false"
+            )
+        self.tokenizer = tokenizer
+        self.prompt_settings = prompt
+        self.examples = tuple(examples)
+        self.delimiter = prompt.delimiter
+
+    @cached_property
+    def tokenizer_id(self) -> str:
+        """A fingerprint of the vocabulary: step ids of one tokenizer mean nothing to another."""
+        vocabulary = json.dumps(sorted(self.tokenizer.get_vocab().items()), ensure_ascii=True)
+        return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+
+    @cached_property
+    def end_of_turn(self) -> tuple[int, ...]:
+        """Ids appended after the last step in training: what the chat template writes after an assistant turn."""
+        if self.prompt_settings.chat:
+            text = self._template([_user("?"), _assistant(_MARK)], generation=False)
+            ids = self._ids(text.rpartition(_MARK)[2].strip())
+            if ids:
+                return tuple(ids[:1])
+        if self.tokenizer.eos_token_id is None:
+            raise ConfigError(
+                f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-text token; set eos_token in its config"
+            )
+        return (self.tokenizer.eos_token_id,)
+
+    @cached_property
+    def end_ids(self) -> frozenset[int]:
+        """Ids that end generation."""
+        eos = self.tokenizer.eos_token_id
+        return frozenset(self.end_of_turn) | (frozenset() if eos is None else {eos})
+
+    def prompt(self, problem: Problem, advice: str | None = None) -> list[int]:
+        """The ids before the first step."""
+        question = problem.question if advice is None else f"{problem.question}\n(Hint: {advice})"
+        if not self.prompt_settings.chat:
+            shots = "".join(self._plain(e.question) + self._worked(e) + "\n\n" for e in self.examples)
+            return self._ids(self.prompt_settings.instruction + "\n\n" + shots + self._plain(question), special=True)
+        turns = [turn for e in self.examples for turn in (_user(e.question), _assistant(self._worked(e)))]
+        return self._ids(self._template([*self._system(), *turns, _user(question)], generation=True))
+
+    def step(self, step: Step) -> list[int]:
+        """The ids of one step: its own where it has them, else its text with the delimiter."""
+        return list(step.ids) if step.ids is not None else self._ids(step.text + self.delimiter)
+
+    def trace(self, problem: Problem, path: Path) -> Encoded:
+        """Prompt and steps in one sequence: the input of the value model and of policy training."""
+        ids = self.prompt(problem)
+        prompt_length = len(ids)
+        ends = []
+        for step in path:
+            ids += self.step(step)
+            ends.append(len(ids) - 1)
+        return Encoded(ids, prompt_length, ends)
+
+    def critique(self, problem: Problem, path: Path) -> list[int]:
+        """The ids of the self-critic's question about a partial solution."""
+        so_far = self.delimiter.join(step.text for step in path)
+        question = f"Problem: {problem.question}\n\nSolution so far:\n{so_far}\n\n{CRITIC_QUESTION}"
+        if not self.prompt_settings.chat:
+            return self._ids(question + "\nReply:", special=True)
+        return self._ids(self._template([_user(question)], generation=True))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of generated ids, special tokens left out."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _system(self) -> list[dict[str, str]]:
+        return [{"role": "system", "content": self.prompt_settings.instruction}] if self._takes_system else []
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        """Whether the template accepts a system message; where it does not, the instruction leads the question."""
+        message = {"role": "system", "content": _MARK}
+        try:
+            return _MARK in self._render([message, _user("?")], generation=True)
+        except Exception:  # templates raise their own jinja2 error for a role they refuse
+            return False
+
+    def _template(self, messages: list[dict[str, str]], *, generation: bool) -> str:
+        if not self._takes_system and messages and messages[0]["role"] == "user":
+            first = _user(f"{self.prompt_settings.instruction}\n\n{messages[0]['content']}")
+            messages = [first, *messages[1:]]
+        return self._render(messages, generation=generation)
+
+    def _render(self, messages: list[dict[str, str]], *, generation: bool) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
+
+    def _plain(self, question: str) -> str:
+        return f"Question: {question}\nSolution:\n"
+
+    def _worked(self, example: Problem) -> str:
+        if example.solution is None:
+            raise ConfigError(f"example {example.id!r} has no worked solution; give it one or leave it out")
+        return example.solution
+
+    def _ids(self, text: str, *, special: bool = False) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=special))
+
+
+def _user(content: str) -> dict[str, str]:
+    return {"role": "user", "content": content}
+
+
+def _assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def steps_of(solution: str, delimiter: str = "\n") -> Path:
+    """A worked solution cut into steps; blank ones are left out."""
+    return tuple(Step(part.strip()) for part in solution.split(delimiter) if part.strip())

