@@ -100,6 +100,12 @@ class Encoder:
         turns = [turn for e in self.examples for turn in (_user(e.question), _assistant(self._worked(e)))]
         return self._ids(self._template([*self._system(), *turns, _user(question)], generation=True))
 
+    @cached_property
+    def shared_length(self) -> int:
+        """How many leading ids all prompts have in common (instruction, examples): worth computing once."""
+        one, other = (self.prompt(Problem("", question)) for question in ("1", "a"))
+        return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+
     def step(self, step: Step) -> list[int]:
         """The ids of one step: its own where it has them, else its text with the delimiter."""
         return list(step.ids) if step.ids is not None else self._ids(step.text + self.delimiter)

@@ -1,0 +1,245 @@
+"""The policy on a plain transformers model: continuous batching, prefix reuse along the tree, seeded sampling.
+
+All open rows advance one token per step. A row that is done leaves at once and its tree goes on, so there is no barrier
+between trees. A sample's tokens are drawn from (its seed, its position) alone: what it draws does not depend on its
+batch mates, though logits may differ in their last bits with the shape of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from restmcts.encoding import Encoder
+from restmcts.engines.kv import ATTENTION, Chain, PrefixModel, Rows
+from restmcts.engines.settings import EngineSettings
+from restmcts.engines.worker import Letter, Mailbox, Worker
+from restmcts.errors import EngineError
+from restmcts.seeds import derive_seed
+from restmcts.types import Critique, Finish, Path, Problem, Proposals, Propose, Sample, Step, Usage, Verdict
+
+
+@dataclass(slots=True)
+class _Job:
+    """A Propose or Critique at work; `samples` fills as its rows finish."""
+
+    letter: Letter
+    chain: Chain
+    """all ids but the last, which is fed together with the first decoding step"""
+    last: int
+    n: int
+    max_tokens: int
+    temperature: float
+    seed: int
+    samples: dict[int, Sample] = field(default_factory=dict)
+    cached: int = 0
+    generated: int = 0
+
+
+@dataclass(slots=True)
+class _Row:
+    """A sequence being decoded. `fork` samples are drawn from its next logits: n for a new row, then 1."""
+
+    job: _Job
+    index: int
+    pending: int
+    fork: int = 1
+    new: list[int] = field(default_factory=list)
+
+
+class TransformersPolicy:
+    """A causal language model as policy engine."""
+
+    def __init__(self, model: Any, encoder: Encoder, settings: EngineSettings, identity: str) -> None:
+        self.identity = identity
+        self.encoder = encoder
+        self.tokenizer_id: str | None = encoder.tokenizer_id
+        model.set_attn_implementation(ATTENTION)
+        self._model = model
+        self._max_rows = settings.max_rows
+        self._prefixes = PrefixModel(model, settings.cache_mb << 20)
+        self._kv = Rows(model)
+        self._rows: list[_Row] = []
+        self._pieces: dict[int, str] = {}
+        self._context = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+        self._end_ids = encoder.end_ids | _configured_ends(model)
+        self._worker = Worker.of(str(model.device))
+        self._mail = Mailbox(self._worker)
+        self._worker.add(self)
+
+    async def propose(self, request: Propose) -> Proposals:
+        reply: Proposals = await self._mail.ask(request)
+        return reply
+
+    async def critique(self, request: Critique) -> Verdict:
+        reply: Proposals = await self._mail.ask(request)
+        text = reply.samples[0].step.text
+        solved = text.lstrip("*\"' ").upper().startswith("SOLVED")
+        return Verdict(solved, None if solved or not text else text, reply.usage)
+
+    async def close(self) -> None:
+        self._worker.remove(self)
+
+    # ------------------------------------------------------------------ on the worker's thread
+
+    def urgency(self) -> float:
+        """The share of rows at work or waiting."""
+        return (len(self._rows) + len(self._mail)) / self._max_rows
+
+    def fail(self, error: EngineError) -> None:
+        letters = [row.job.letter for row in self._rows]
+        while (letter := self._mail.take()) is not None:
+            letters.append(letter)
+        self._rows.clear()
+        self._kv.clear()
+        for letter in letters:
+            letter.refuse(error)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Admit what waits while there is room, then one token for every row."""
+        for at in reversed(range(len(self._rows))):
+            if self._rows[at].job.letter.future.cancelled():
+                self._release(at)
+        self._admit()
+        if not self._rows:
+            return
+        hidden = self._kv.forward(0, [[row.pending] for row in self._rows])
+        logits = self._model.lm_head(hidden).float()
+        for row, token in zip(self._rows, self._draw(logits[self._fork()]), strict=True):
+            row.new.append(token)
+            row.pending = token
+            row.job.generated += 1
+        for at in reversed(range(len(self._rows))):
+            self._finish(at)
+
+    def _admit(self) -> None:
+        """Start waiting requests: what their prefix lacks in the cache is computed, up to the last token."""
+        room = self._max_rows - len(self._rows)
+        jobs: list[_Job] = []
+        while (letter := self._mail.take(lambda r: _width(r) <= room or (not jobs and not self._rows))) is not None:
+            job = self._job(letter)
+            if job.max_tokens > 0:
+                jobs.append(job)
+                room -= job.n
+            else:
+                nothing = Sample(Step("", ()), "length")
+                letter.reply(Proposals((nothing,) * job.n, Usage(prompt_tokens=len(job.chain.ids) + 1, requests=1)))
+        lacking = []
+        for job in jobs:
+            job.cached = self._prefixes.cache.longest(job.chain.ids, job.chain.ends)[1]
+            if job.cached < len(job.chain.ids):
+                lacking.append(job.chain)
+        if lacking:
+            self._prefixes.extend(lacking)
+        for job in jobs:
+            segments, covered = self._prefixes.cache.longest(job.chain.ids, job.chain.ends)
+            at = self._kv.append(segments)
+            if covered < len(job.chain.ids):  # the cache is too small to hold even this
+                self._kv.forward(at, [job.chain.ids[covered:]])
+            self._rows.append(_Row(job, 0, job.last, fork=job.n))
+
+    def _job(self, letter: Letter) -> _Job:
+        request: Propose | Critique = letter.request
+        if isinstance(request, Critique):
+            ids, ends = self.encoder.critique(request.problem, request.path), []
+            n, temperature = 1, 0.0
+        else:
+            ids, ends = self._prefix(request.problem, request.path, request.advice)
+            n, temperature = request.n, request.temperature
+        chain = Chain(ids[:-1], [*(end - 1 for end in ends), len(ids) - 1])
+        room = self._context - len(ids)
+        return _Job(letter, chain, ids[-1], n, min(request.max_tokens, room), temperature, request.seed)
+
+    def _prefix(self, problem: Problem, path: Path, advice: str | None) -> tuple[list[int], list[int]]:
+        """Prompt and steps, and where the segments before the last one end (each +1: the last token is held back)."""
+        ids = self.encoder.prompt(problem, advice)
+        shared = self.encoder.shared_length
+        ends = [shared + 1] if 0 < shared < len(ids) - 1 else []
+        for step in path:
+            ends.append(len(ids))
+            ids += self.encoder.step(step)
+        return ids, ends
+
+    def _fork(self) -> torch.Tensor:
+        """Give every sample of a new request its own row; the row of logits that each row draws from."""
+        source = list(range(len(self._rows)))
+        for at in range(len(self._rows)):
+            row = self._rows[at]
+            for index in range(1, row.fork):
+                self._kv.fork(at)
+                self._rows.append(_Row(row.job, index, row.pending))
+                source.append(at)
+            row.fork = 1
+        return torch.tensor(source)
+
+    def _draw(self, logits: torch.Tensor) -> list[int]:
+        """One token per row: argmax at temperature 0, else by inverse CDF at the row's own uniform number."""
+        temperature = torch.tensor([row.job.temperature for row in self._rows], device=logits.device)
+        chosen = logits.argmax(dim=-1)
+        if bool((temperature > 0).any()):
+            uniform = [_uniform(row.job.seed, row.index, len(row.new)) for row in self._rows]
+            cdf = torch.softmax(logits / temperature.clamp(min=1e-6)[:, None], dim=-1).cumsum(dim=-1)
+            point = torch.tensor(uniform, device=logits.device)[:, None] * cdf[:, -1:]
+            sampled = torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+            chosen = torch.where(temperature > 0, sampled, chosen)
+        return [int(token) for token in chosen.tolist()]
+
+    def _finish(self, at: int) -> None:
+        row, job = self._rows[at], self._rows[at].job
+        sample = self._sample(row)
+        if sample is None:
+            return
+        if sample.finish == "step" and sample.step.ids is not None:
+            # Its children start from here: keep all but the last token, which was never fed back.
+            start, stop = len(job.chain.ids), self._kv.length[at]
+            prefix = (*job.chain.ids, job.last, *row.new)[:stop]
+            self._prefixes.cache.put(prefix, self._kv.cut(at, start, stop))
+        self._release(at)
+        job.samples[row.index] = sample
+        if len(job.samples) == job.n:
+            prompt = len(job.chain.ids) + 1
+            usage = Usage(job.generated, prompt, job.cached, requests=1)
+            job.letter.reply(Proposals(tuple(job.samples[i] for i in range(job.n)), usage))
+
+    def _sample(self, row: _Row) -> Sample | None:
+        """The row's sample if it has ended."""
+        if row.new[-1] in self._end_ids:
+            new = row.new[:-1]
+            return Sample(Step(self.encoder.decode(new).strip(), tuple(new)), "end")
+        delimiter = self.encoder.delimiter
+        if delimiter[-1] in self._piece(row.new[-1]):
+            text, found, rest = self.encoder.decode(row.new).lstrip().partition(delimiter)
+            if found:
+                # A token that reaches into the next step cannot be kept as this step's: the text is.
+                ids = None if rest.strip() else tuple(row.new)
+                return Sample(Step(text.strip(), ids), "step")
+        if len(row.new) >= row.job.max_tokens:
+            return Sample(Step(self.encoder.decode(row.new).strip(), tuple(row.new)), "length")
+        return None
+
+    def _piece(self, token: int) -> str:
+        if token not in self._pieces:
+            self._pieces[token] = self.encoder.decode([token])
+        return self._pieces[token]
+
+    def _release(self, at: int) -> None:
+        last = self._kv.release(at)
+        self._rows[at] = self._rows[last]
+        self._rows.pop()
+
+
+def _width(request: Any) -> int:
+    return request.n if isinstance(request, Propose) else 1
+
+
+def _uniform(seed: int, index: int, position: int) -> float:
+    """A number in [0, 1) that depends on the sample's identity and the token's position alone."""
+    return derive_seed(seed, index, position) / (1 << 63)
+
+
+def _configured_ends(model: Any) -> frozenset[int]:
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    return frozenset([ends] if isinstance(ends, int) else ends or [])

@@ -1,0 +1,314 @@
+"""Key-value memory for tree search: rows being decoded, and a cache of the prefixes they grow from.
+
+A path in a search tree is a chain of segments (shared prompt, question, step, step, …). `PrefixCache` keeps the
+keys and values of each segment once, under the ids of the whole prefix; `Rows` holds the sequences of the batch at
+hand in one slab, in which a segment is copied in or out with a single operation. So a step is computed once,
+when it is generated or first scored, and never again by its descendants.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache
+from transformers.masking_utils import sdpa_mask
+
+from restmcts.errors import EngineError
+
+ATTENTION = "restmcts_gqa"
+PREFILL_TOKENS = 2048
+"""padded tokens computed in one go; bounds the time until running rows get their next token"""
+_GROW = 64
+
+Segment = tuple[torch.Tensor, torch.Tensor]
+"""Keys and values of some consecutive tokens, each [layers, heads, tokens, dim]."""
+
+
+def _gqa_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor,
+    scaling: float | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention with the query heads of one key head taken as further queries, so keys are never repeated.
+
+    query [rows, heads, new, dim]; key and value [rows, key heads, past + new, dim]; mask [rows, 1, new, past + new].
+    """
+    rows, heads, new, dim = query.shape
+    groups = heads // key.shape[1]
+    if groups > 1:
+        query = query.reshape(rows, key.shape[1], groups * new, dim)
+        if new > 1:
+            attention_mask = attention_mask.repeat(1, 1, groups, 1)
+    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, _gqa_attention)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class Rows(Cache):
+    """A slab of sequences for one model; what transformers sees as its cache during `forward`.
+
+    Row i holds `length[i]` tokens. Rows 0 … n−1 are in use; the order of rows has no meaning.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(layers=[])
+        self.model = model
+        self.device = model.device
+        self.key_shape, self.value_shape, self.layers_count = _probe(model)
+        self.length: list[int] = []
+        self._keys = self._values = torch.empty(0)
+        self._row_capacity = self._token_capacity = 0
+        self._at: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
+        self._span = (0, 0)
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def append(self, segments: Sequence[Segment] = ()) -> int:
+        """Take a new row, filled with `segments`; returns its index."""
+        row = len(self.length)
+        self.length.append(0)
+        self._reserve(row + 1, sum(s[0].shape[2] for s in segments))
+        for keys, values in segments:
+            start = self.length[row]
+            stop = start + keys.shape[2]
+            self._keys[:, row, :, start:stop] = keys
+            self._values[:, row, :, start:stop] = values
+            self.length[row] = stop
+        return row
+
+    def fork(self, row: int) -> int:
+        """Take a new row equal to `row`."""
+        copy, length = len(self.length), self.length[row]
+        self.length.append(length)
+        self._reserve(copy + 1, length)
+        self._keys[:, copy, :, :length] = self._keys[:, row, :, :length]
+        self._values[:, copy, :, :length] = self._values[:, row, :, :length]
+        return copy
+
+    def release(self, row: int) -> int:
+        """Free `row`; the last row takes its place. Returns the index that row had (equal to `row` if it was last)."""
+        last = len(self.length) - 1
+        if row != last:
+            length = self.length[last]
+            self._keys[:, row, :, :length] = self._keys[:, last, :, :length]
+            self._values[:, row, :, :length] = self._values[:, last, :, :length]
+            self.length[row] = length
+        self.length.pop()
+        return last
+
+    def clear(self) -> None:
+        """Free all rows; the memory is kept."""
+        self.length.clear()
+
+    def cut(self, row: int, start: int, stop: int) -> Segment:
+        """A copy of tokens start … stop−1 of a row."""
+        return self._keys[:, row, :, start:stop].clone(), self._values[:, row, :, start:stop].clone()
+
+    @torch.inference_mode()
+    def forward(self, first: int, new: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Append `new[i]` (ids, at least one each) to row first + i; hidden state at each row's last new token."""
+        counts = [len(ids) for ids in new]
+        width, past = max(counts), self.length[first : first + len(new)]
+        span = max(p + width for p in past)
+        self._reserve(len(self.length), span)
+        ids = torch.zeros(len(new), width, dtype=torch.long)
+        for i, row in enumerate(new):
+            ids[i, : len(row)] = torch.tensor(row)
+        start = torch.tensor(past)
+        positions = start[:, None] + torch.arange(width)
+        hidden = torch.arange(span) > positions[:, :, None]
+        mask = torch.zeros(hidden.shape, dtype=self.model.dtype).masked_fill_(hidden, float("-inf"))[:, None]
+        rows = torch.arange(first, first + len(new))
+        self._at = (rows[:, None].to(self.device), positions.to(self.device))
+        self._span = (len(new), span)
+        out = self.model.base_model(
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            position_ids=positions.to(self.device),
+            past_key_values=self,
+            use_cache=True,
+        )
+        for i, count in enumerate(counts):
+            self.length[first + i] += count
+        states: torch.Tensor = out.last_hidden_state
+        return states[torch.arange(len(new)), torch.tensor(counts) - 1]
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Called by each attention layer: write the new keys and values in place, give back the rows' whole span."""
+        rows, positions = self._at
+        self._keys[layer_idx][rows, :, positions] = key_states.transpose(1, 2)
+        self._values[layer_idx][rows, :, positions] = value_states.transpose(1, 2)
+        count, span = self._span
+        first = int(rows[0, 0])
+        return (
+            self._keys[layer_idx, first : first + count, :, :span],
+            self._values[layer_idx, first : first + count, :, :span],
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
+
+    def _reserve(self, rows: int, tokens: int) -> None:
+        if rows <= self._row_capacity and tokens <= self._token_capacity:
+            return
+        old_rows, old_tokens = self._row_capacity, self._token_capacity
+        self._row_capacity = max(old_rows, -(-rows // 8) * 8)
+        self._token_capacity = max(old_tokens, -(-tokens // _GROW) * _GROW)
+        self._keys = self._grown(self._keys, self.key_shape, old_rows, old_tokens)
+        self._values = self._grown(self._values, self.value_shape, old_rows, old_tokens)
+
+    def _grown(self, old: torch.Tensor, shape: tuple[int, int], rows: int, tokens: int) -> torch.Tensor:
+        heads, dim = shape
+        size = (self.layers_count, self._row_capacity, heads, self._token_capacity, dim)
+        # zeros, not empty: padding may be multiplied by a weight of 0, and 0 · NaN is NaN
+        new = torch.zeros(size, dtype=self.model.dtype, device=self.device)
+        if rows and tokens:
+            new[:, :rows, :, :tokens] = old
+        return new
+
+
+def _probe(model: Any) -> tuple[tuple[int, int], tuple[int, int], int]:
+    """(heads, dim) of keys, of values, and the number of layers, read off one forward pass of one token."""
+    with torch.inference_mode():
+        out = model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True)
+    shapes = set()
+    layers = getattr(out.past_key_values, "layers", [])
+    for layer in layers:
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is not None and values is not None and keys.dim() == 4:
+            shapes.add((keys.shape[1], keys.shape[3], values.shape[1], values.shape[3]))
+    if len(shapes) != 1:
+        raise EngineError(
+            f"models of type {model.config.model_type!r} keep no plain key-value cache; use another model or engine"
+        )
+    key_heads, key_dim, value_heads, value_dim = shapes.pop()
+    return (key_heads, key_dim), (value_heads, value_dim), len(layers)
+
+
+class PrefixCache:
+    """Segments by the ids of the whole prefix that ends with them; the least recently used go first."""
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity = capacity_bytes
+        self.size = 0
+        self._segments: OrderedDict[tuple[int, ...], Segment] = OrderedDict()
+
+    def __contains__(self, prefix: tuple[int, ...]) -> bool:
+        return prefix in self._segments
+
+    def put(self, prefix: tuple[int, ...], segment: Segment) -> None:
+        if prefix in self._segments:
+            return
+        self._segments[prefix] = segment
+        self.size += _bytes(segment)
+        while self.size > self.capacity and self._segments:
+            _, old = self._segments.popitem(last=False)
+            self.size -= _bytes(old)
+
+    def longest(self, ids: Sequence[int], ends: Sequence[int]) -> tuple[list[Segment], int]:
+        """The cached segments that `ids` begins with, cut at `ends` (ascending), and how many tokens they cover."""
+        found: list[Segment] = []
+        covered = 0
+        for end in ends:
+            prefix = tuple(ids[:end])
+            segment = self._segments.get(prefix)
+            if segment is None or segment[0].shape[2] != end - covered:
+                break
+            self._segments.move_to_end(prefix)
+            found.append(segment)
+            covered = end
+        return found, covered
+
+
+def _bytes(segment: Segment) -> int:
+    return sum(t.numel() * t.element_size() for t in segment)
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A prefix as a chain of segments: `ids`, cut at `ends` (ascending; the last is len(ids))."""
+
+    ids: list[int]
+    ends: list[int]
+
+    def parent(self) -> Chain:
+        """The chain without its last segment."""
+        return Chain(self.ids[: self.ends[-2]], self.ends[:-1])
+
+
+class PrefixModel:
+    """A backbone that computes each segment of a tree once."""
+
+    def __init__(self, model: Any, cache_bytes: int) -> None:
+        self.cache = PrefixCache(cache_bytes)
+        self._model = model
+        self._rows = Rows(model)
+
+    def extend(self, chains: Sequence[Chain]) -> tuple[torch.Tensor, list[int]]:
+        """Compute the last segment of every chain and keep all its segments.
+
+        Returns the hidden state at each chain's last token, [len(chains), hidden], and the number of tokens computed
+        for it. A parent that several chains share and that is not cached is computed first, once.
+        """
+        parents = [tuple(c.parent().ids) for c in chains if len(c.ends) > 1]
+        missing = {p for p, count in Counter(parents).items() if count > 1 and p not in self.cache}
+        computed = [0] * len(chains)
+        if missing:
+            owners = {tuple(c.parent().ids): i for i, c in enumerate(chains) if len(c.ends) > 1}
+            shared = [owners[p] for p in sorted(missing)]
+            _, counts = self.extend([chains[i].parent() for i in shared])
+            for i, count in zip(shared, counts, strict=True):
+                computed[i] += count
+        found = [self.cache.longest(c.ids, c.ends[:-1]) for c in chains]
+        states: dict[int, torch.Tensor] = {}
+        for batch in _batches([len(c.ids) - covered for c, (_, covered) in zip(chains, found, strict=True)]):
+            self._compute(chains, found, batch, states)
+            for i in batch:
+                computed[i] += len(chains[i].ids) - found[i][1]
+        return torch.stack([states[i] for i in range(len(chains))]), computed
+
+    def _compute(
+        self,
+        chains: Sequence[Chain],
+        found: Sequence[tuple[list[Segment], int]],
+        batch: Sequence[int],
+        states: dict[int, torch.Tensor],
+    ) -> None:
+        rows = self._rows
+        rows.clear()
+        for i in batch:
+            rows.append(found[i][0])
+        last = rows.forward(0, [chains[i].ids[found[i][1] :] for i in batch])
+        for row, i in enumerate(batch):
+            states[i] = last[row]
+            start = found[i][1]
+            for end in chains[i].ends:
+                if end > start:
+                    self.cache.put(tuple(chains[i].ids[:end]), rows.cut(row, start, end))
+                    start = end
+
+
+def _batches(lengths: Sequence[int]) -> list[list[int]]:
+    """Indices in groups of similar length whose padded size is bounded."""
+    groups: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= PREFILL_TOKENS:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups

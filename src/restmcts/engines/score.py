@@ -1,0 +1,93 @@
+"""The value model on a plain transformers token classifier: each new step is computed once, its prefix is reused."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+
+from restmcts.encoding import Encoder
+from restmcts.engines.kv import ATTENTION, Chain, PrefixModel
+from restmcts.engines.settings import EngineSettings
+from restmcts.engines.worker import Letter, Mailbox, Worker
+from restmcts.errors import EngineError
+from restmcts.types import Path, Problem, Score, Scores, Usage
+
+_FULL_BATCH = 32
+"""waiting requests at which scoring is as urgent as decoding a full batch"""
+_PATIENCE = 1.0
+"""seconds after which a single waiting request is"""
+_MOST_REQUESTS = 64
+
+
+class TransformersValue:
+    """A token classifier with one label as value engine: v = sigmoid(logit at the last token of the last step)."""
+
+    def __init__(self, model: Any, encoder: Encoder, settings: EngineSettings, identity: str) -> None:
+        self.identity = identity
+        self.encoder = encoder
+        self.tokenizer_id: str | None = encoder.tokenizer_id
+        model.set_attn_implementation(ATTENTION)
+        self._head = model.score
+        self._prefixes = PrefixModel(model, settings.cache_mb << 20)
+        self._worker = Worker.of(str(model.device))
+        self._mail = Mailbox(self._worker)
+        self._since: float | None = None
+        self._worker.add(self)
+
+    async def score(self, request: Score) -> Scores:
+        reply: Scores = await self._mail.ask(request)
+        return reply
+
+    async def close(self) -> None:
+        self._worker.remove(self)
+
+    # ------------------------------------------------------------------ on the worker's thread
+
+    def urgency(self) -> float:
+        """Grows with what waits and how long: scoring a few paths at a time would waste the hardware."""
+        waiting = len(self._mail)
+        if not waiting:
+            self._since = None
+            return 0.0
+        self._since = self._since or time.monotonic()
+        return waiting / _FULL_BATCH + (time.monotonic() - self._since) / _PATIENCE
+
+    def fail(self, error: EngineError) -> None:
+        while (letter := self._mail.take()) is not None:
+            letter.refuse(error)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        letters: list[Letter] = []
+        while len(letters) < _MOST_REQUESTS and (letter := self._mail.take()) is not None:
+            letters.append(letter)
+        self._since = None
+        try:
+            self._answer(letters)
+        except BaseException as error:
+            for letter in letters:
+                letter.refuse(EngineError(f"scoring failed: {type(error).__name__}: {' '.join(str(error).split())}"))
+            raise
+
+    def _answer(self, letters: list[Letter]) -> None:
+        chains = [self._chain(letter.request.problem, path) for letter in letters for path in letter.request.paths]
+        if not chains:
+            for letter in letters:
+                letter.reply(Scores(()))
+            return
+        hidden, computed = self._prefixes.extend(chains)
+        values = torch.sigmoid(self._head(hidden).float()[:, 0]).tolist()
+        at = 0
+        for letter in letters:
+            count = len(letter.request.paths)
+            usage = Usage(value_tokens=sum(computed[at : at + count]), requests=1)
+            letter.reply(Scores(tuple(values[at : at + count]), usage))
+            at += count
+
+    def _chain(self, problem: Problem, path: Path) -> Chain:
+        trace = self.encoder.trace(problem, path)
+        shared = self.encoder.shared_length
+        ends = [shared] if 0 < shared < trace.prompt_length else []
+        return Chain(trace.ids, [*ends, trace.prompt_length, *(end + 1 for end in trace.ends)])

@@ -1,0 +1,141 @@
+"""One thread per device runs every in-process model there, one bounded piece of work at a time.
+
+A policy and a value model on the same cores or card would otherwise fight for them. Each model is a `Stepper`; the
+worker asks whichever is most in need for its next step. Requests enter from any event loop; replies go back to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from restmcts.errors import EngineError
+
+
+class Stepper(Protocol):
+    """A model that does its work in steps."""
+
+    def urgency(self) -> float:
+        """How much a step is due now; 0 means nothing to do."""
+
+    def step(self) -> None:
+        """Do one bounded piece of work."""
+
+    def fail(self, error: EngineError) -> None:
+        """Answer everything that waits with `error`."""
+
+
+class Worker:
+    """The thread of one device."""
+
+    _workers: dict[str, Worker] = {}
+
+    def __init__(self, device: str) -> None:
+        self._steppers: list[Stepper] = []
+        self._wake = threading.Condition()
+        self._stepping = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name=f"restmcts-{device}", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def of(cls, device: str) -> Worker:
+        if device not in cls._workers:
+            cls._workers[device] = cls(device)
+        return cls._workers[device]
+
+    def add(self, stepper: Stepper) -> None:
+        with self._wake:
+            self._steppers.append(stepper)
+
+    def remove(self, stepper: Stepper) -> None:
+        """Forget a stepper; returns when none of its steps is running."""
+        with self._wake:
+            if stepper in self._steppers:
+                self._steppers.remove(stepper)
+        with self._stepping:
+            stepper.fail(EngineError("the engine was closed"))
+
+    def wake(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                due = max(self._steppers, key=lambda s: s.urgency(), default=None)
+                if due is None or due.urgency() <= 0:
+                    self._wake.wait()
+                    continue
+            with self._stepping:
+                try:
+                    due.step()
+                except Exception as error:  # whatever a model raises, its callers must hear of it
+                    due.fail(_engine_error(error))
+            del due  # a closed model must not be kept in memory until the next step
+
+
+class Mailbox:
+    """Requests that wait for a stepper, each with the future its caller awaits."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._lock = threading.Lock()
+        self._waiting: deque[Letter] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def ask(self, request: Any) -> Any:
+        """Post a request and await its reply. A caller that is cancelled is simply not answered."""
+        letter = Letter(request)
+        with self._lock:
+            self._waiting.append(letter)
+        self._worker.wake()
+        return await letter.future
+
+    def take(self, fits: Callable[[Any], bool] = lambda _: True) -> Letter | None:
+        """The oldest request still wanted, if it fits."""
+        with self._lock:
+            while self._waiting:
+                if self._waiting[0].future.cancelled():
+                    self._waiting.popleft()
+                elif fits(self._waiting[0].request):
+                    return self._waiting.popleft()
+                else:
+                    return None
+        return None
+
+
+class Letter:
+    """A request and where its reply goes."""
+
+    def __init__(self, request: Any) -> None:
+        self.request = request
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+
+    def reply(self, result: Any) -> None:
+        self._post(lambda: self.future.set_result(result))
+
+    def refuse(self, error: Exception) -> None:
+        self._post(lambda: self.future.set_exception(error))
+
+    def _post(self, act: Callable[[], None]) -> None:
+        def unless_done() -> None:
+            if not self.future.done():
+                act()
+
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(unless_done)
+
+
+def _engine_error(error: Exception) -> EngineError:
+    if isinstance(error, EngineError):
+        return error
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+        return EngineError("out of memory; lower engine.max_rows, engine.cache_mb or engine.concurrency")
+    return EngineError(f"the model failed: {type(error).__name__}: {text}")
