@@ -1,0 +1,304 @@
+"""Problems × method × engines → scored rows, with their cost and intervals.
+
+The answers of held-out questions are used here to measure, never to train. Trees are kept as they are found, so an
+evaluation that was interrupted goes on where it was, and the value model can be judged on what it scored.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from restmcts import drive
+from restmcts.datasets import verify
+from restmcts.engines import Engines
+from restmcts.errors import StoreError
+from restmcts.metrics import Interval, ValuePoints, value_quality, wilson
+from restmcts.rewards import process_rewards
+from restmcts.search import SEARCHES, SearchSettings
+from restmcts.store import JsonlWriter, read_jsonl, write_jsonl
+from restmcts.tasks import get_task
+from restmcts.tasks.grade import Grader
+from restmcts.types import Problem, Tree, Usage
+
+TREES, ROWS = "trees.jsonl", "rows.jsonl"
+
+OnTree = Callable[[Tree, bool], None]
+"""called with every tree that is ready (stored ones first) and whether its answer is right; from any thread"""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One question, answered."""
+
+    id: str
+    method: str
+    answer: str | None
+    gold: str | None
+    correct: bool
+    policy_tokens: int
+    prompt_tokens: int
+    cached_tokens: int
+    value_tokens: int
+    seconds: float
+    nodes: int
+    finished: int
+    """finished leaves of its tree"""
+    stop: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The result of one method on one set of questions."""
+
+    method: str
+    rows: list[Row]
+    usage: Usage
+    quality: dict[str, Any] | None
+    """`metrics.value_quality` on the trees; None where no value model was asked"""
+
+    @property
+    def n(self) -> int:
+        return len(self.rows)
+
+    @property
+    def correct(self) -> int:
+        return sum(row.correct for row in self.rows)
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right answers; a question without an answer counts as wrong. None without questions."""
+        return self.correct / self.n if self.rows else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """Wilson's 95 % interval of `accuracy`."""
+        return wilson(self.correct, self.n)
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the result, JSON-ready."""
+        return {
+            "method": self.method,
+            "n": self.n,
+            "correct": self.correct,
+            "accuracy": self.accuracy,
+            "interval": None if self.interval is None else list(self.interval),
+            "unanswered": sum(row.answer is None for row in self.rows),
+            "failed": sum(row.stop == "failed" for row in self.rows),
+            "usage": asdict(self.usage),
+            "quality": self.quality,
+        }
+
+
+def evaluate(
+    problems: Sequence[Problem],
+    method: str,
+    settings: SearchSettings,
+    engines: Engines,
+    *,
+    grader: Grader,
+    seed: int = 0,
+    concurrency: int = 48,
+    folder: Path | None = None,
+    on_tree: OnTree | None = None,
+) -> Evaluation:
+    """Answer every problem and score the answers.
+
+    With a `folder`, trees are appended to its trees.jsonl as they finish (those found there are not searched again)
+    and the rows are written to its rows.jsonl. A problem's tree depends on `seed` and its id alone.
+    """
+    path = None if folder is None else folder / TREES
+    trees = search_all(
+        problems,
+        method,
+        settings,
+        engines,
+        grader=grader,
+        seed=seed,
+        concurrency=concurrency,
+        path=path,
+        on_tree=on_tree,
+    )
+    result = score_trees(trees, grader)
+    if folder is not None:
+        write_rows(folder / ROWS, result.rows)
+    return result
+
+
+def score_trees(trees: Sequence[Tree], grader: Grader) -> Evaluation:
+    """The evaluation of trees that were searched already."""
+    correct = verify(trees, grader)
+    rows = [_row(tree, flags) for tree, flags in zip(trees, correct, strict=True)]
+    points = value_points(trees, correct)
+    usage = sum((tree.usage for tree in trees), Usage())
+    return Evaluation(trees[0].method if trees else "", rows, usage, value_quality(points) if len(points) else None)
+
+
+def search_all(
+    problems: Sequence[Problem],
+    method: str,
+    settings: SearchSettings,
+    engines: Engines,
+    *,
+    grader: Grader,
+    seed: int,
+    concurrency: int,
+    path: Path | None = None,
+    on_tree: OnTree | None = None,
+) -> list[Tree]:
+    """One tree per problem, in the order of `problems`.
+
+    Trees stored at `path` are kept; new ones are appended there the moment they finish, in whatever order that is.
+    """
+    trees = {} if path is None else stored_trees(path, problems)
+    with LiveGrader(grader, on_tree) as live:
+        for tree in trees.values():
+            live.add(tree)
+        owed = [problem for problem in problems if problem.id not in trees]
+        writer = None if path is None or not owed else JsonlWriter(path)
+        try:
+
+            def keep(tree: Tree) -> None:
+                if writer is not None:
+                    writer.write(tree.to_record())
+                trees[tree.problem.id] = tree
+                live.add(tree)
+
+            if owed:
+                drive.run(
+                    owed,
+                    SEARCHES[method],
+                    settings,
+                    engines,
+                    task_of=lambda problem: get_task(problem.task),
+                    seed=seed,
+                    concurrency=concurrency,
+                    on_tree=keep,
+                )
+        finally:
+            if writer is not None:
+                writer.close()
+    return [trees[problem.id] for problem in problems]
+
+
+def stored_trees(path: Path, problems: Iterable[Problem]) -> dict[str, Tree]:
+    """The trees at `path` that belong to `problems`, by problem id; none where there is no file.
+
+    Raises StoreError for a tree that cannot be read or whose question is another one than the problem's.
+    """
+    questions = {problem.id: problem.question for problem in problems}
+    trees: dict[str, Tree] = {}
+    for record in read_jsonl(path, skip_torn=True) if path.exists() else ():
+        try:
+            tree = Tree.from_record(record)
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"{path}: {error}; move the file away to search again") from None
+        if tree.problem.id not in questions:
+            continue
+        if tree.problem.question != questions[tree.problem.id]:
+            raise StoreError(
+                f"{path}: the tree of {tree.problem.id!r} was searched for another question; use another output folder"
+            )
+        trees[tree.problem.id] = tree
+    return trees
+
+
+class LiveGrader:
+    """Grades final answers in a thread of its own while the search goes on.
+
+    A symbolic comparison may take seconds; on the event loop it would hold up every open tree.
+    """
+
+    def __init__(self, grader: Grader, on_tree: OnTree | None) -> None:
+        self._grader, self._on_tree = grader, on_tree
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grade")
+        self._futures: list[Future[None]] = []
+        self._stopped = threading.Event()
+
+    def __enter__(self) -> LiveGrader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._stopped.set()
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        if kind is None:
+            for future in self._futures:
+                future.result()
+
+    def add(self, tree: Tree) -> None:
+        if self._on_tree is not None:
+            self._futures.append(self._pool.submit(self._grade, tree, self._on_tree))
+
+    def _grade(self, tree: Tree, on_tree: OnTree) -> None:
+        if self._stopped.is_set():
+            return
+        known = tree.problem.answer is not None and tree.final_answer is not None
+        right = known and self._grader.grade_many([(tree.problem, str(tree.final_answer))])[0]
+        on_tree(tree, right)
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _row(tree: Tree, correct: Sequence[bool | None]) -> Row:
+    usage = tree.usage
+    return Row(
+        id=tree.problem.id,
+        method=tree.method,
+        answer=tree.final_answer,
+        gold=tree.problem.answer,
+        correct=tree.result is not None and bool(correct[tree.result]),
+        policy_tokens=usage.policy_tokens,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        value_tokens=usage.value_tokens,
+        seconds=round(usage.seconds, 3),
+        nodes=len(tree),
+        finished=len(tree.finished()),
+        stop=tree.stop,
+    )
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    write_jsonl(path, (asdict(row) for row in rows))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Raises StoreError when the file holds something else."""
+    try:
+        return [Row(**record) for record in read_jsonl(path)]
+    except TypeError as error:
+        raise StoreError(f"{path} holds no evaluation rows ({error})") from None
+
+
+# ---------------------------------------------------------------- the value model on these trees
+
+
+def value_points(trees: Sequence[Tree], correct: Sequence[Sequence[bool | None]]) -> ValuePoints:
+    """Every node that the value model scored and the finished leaves label, side by side.
+
+    `correct` holds one flag per node of each tree, as `datasets.verify` gives it. Labels are the hard estimate;
+    in a tree without a right leaf everything that finished is wrong and worth 0.
+    """
+    points = ValuePoints.empty()
+    for number, (tree, flags) in enumerate(zip(trees, correct, strict=True)):
+        labels = process_rewards(tree.parent, flags, unsolved="zero", estimate="hard")
+        depth = [0] * len(tree)
+        for node in range(1, len(tree)):
+            depth[node] = depth[tree.parent[node]] + 1
+            said, true = tree.raw_value[node], float(labels.v[node])
+            if said is None or true != true:  # not scored, or no label (NaN)
+                continue
+            points.predicted.append(said)
+            points.value.append(true)
+            points.right.append(bool(labels.r[node] == 0))
+            points.correct.append(flags[node])
+            points.depth.append(depth[node])
+            points.tree.append(number)
+            points.parent.append(tree.parent[node])
+    return points

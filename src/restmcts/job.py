@@ -1,0 +1,155 @@
+"""What every stage of a run works with: its settings, its folder, its models, and the record of what is done."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from restmcts.config import RunConfig
+from restmcts.console import Progress
+from restmcts.datasets import PolicyRow, ValueRow
+from restmcts.engines import Engines
+from restmcts.evaluate import TREES, OnTree
+from restmcts.results import METRICS
+from restmcts.seeds import derive_seed
+from restmcts.store import RunFolder, StageFolder, write_jsonl
+from restmcts.tasks.grade import Grader
+from restmcts.train.settings import PolicyTraining, ValueTraining
+from restmcts.types import Problem, Tree
+
+OnProgress = Callable[..., None]
+"""(done, total, **facts)"""
+
+
+class Tools(Protocol):
+    """What a run needs of models: open them, train them. `loop.Transformers` is the built-in one."""
+
+    def load_engines(self, policy: str | Path, value: str | Path | None, examples: Sequence[Problem]) -> Engines: ...
+
+    def train_policy(
+        self,
+        rows: Sequence[PolicyRow],
+        *,
+        base: str | Path,
+        out: Path,
+        settings: PolicyTraining,
+        seed: int,
+        on_progress: OnProgress,
+    ) -> Mapping[str, Any]: ...
+
+    def train_value(
+        self,
+        rows: Sequence[ValueRow],
+        *,
+        base: str | Path,
+        out: Path,
+        settings: ValueTraining,
+        seed: int,
+        on_progress: OnProgress,
+    ) -> Mapping[str, Any]: ...
+
+    def is_value_model(self, spec: str | Path) -> bool: ...
+
+
+@dataclass(slots=True)
+class Job:
+    """What every stage works with."""
+
+    config: RunConfig
+    folder: RunFolder
+    grader: Grader
+    progress: Progress
+    tools: Tools
+    records: list[dict[str, Any]] = field(default_factory=list)
+    """what metrics.jsonl holds: one record per finished stage, in the order of the run"""
+    worked_on: int = 0
+    """stages done by this process, as against found done"""
+
+    def stage(
+        self,
+        name: str,
+        kind: str,
+        phase: int,
+        work: Callable[[StageFolder], Mapping[str, Any]],
+        *,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, str | Path | None] | None = None,
+        mode: str | None = None,
+    ) -> Path:
+        """Do stage `name`, or find it done; returns its folder. `work` returns its metrics."""
+        named, files = models_and_files(inputs or {})
+        with self.folder.stage(name, settings={**settings, **named}, inputs=files) as stage:
+            fresh = not stage.done
+            if fresh:
+                stage.finish(work(stage))
+                self.progress.finish()
+            assert stage.manifest is not None
+            metrics = dict(stage.manifest.metrics)
+            self.records.append(
+                {
+                    "stage": name,
+                    "kind": kind,
+                    "phase": phase,
+                    "mode": mode,
+                    "seconds": stage.manifest.seconds,
+                    "usage": metrics.pop("usage", None),
+                    "finished": stage.manifest.finished,
+                    "metrics": metrics,
+                }
+            )
+        if fresh:
+            self.worked_on += 1
+            write_jsonl(self.folder.path / METRICS, self.records)
+        return stage.path
+
+    def seed(self, *parts: object) -> int:
+        return derive_seed(self.config.seed, *parts)
+
+    def watch(self, stage: StageFolder, total: int) -> OnTree:
+        """Begin to show a search: trees that are ready, questions solved, tokens generated."""
+        stored = stage.path / TREES
+        done = len(stored.read_bytes().splitlines()) if stored.exists() else 0
+        self.progress.stage(stage.name, total, done=done)
+        seen = {"solved": 0, "tokens": 0, "done": 0}
+
+        def on_tree(tree: Tree, right: bool) -> None:
+            seen["done"] += 1
+            seen["solved"] += right
+            seen["tokens"] += tree.usage.policy_tokens
+            self.progress.update(seen["done"], total, solved=seen["solved"], tokens=seen["tokens"])
+
+        return on_tree
+
+
+def models_and_files(inputs: Mapping[str, str | Path | None]) -> tuple[dict[str, str], dict[str, Path]]:
+    """Split inputs into models known by name (hub ids, `embedded`) and files or folders on the disk."""
+    given = {label: spec for label, spec in inputs.items() if spec is not None}
+    files = {label: Path(spec) for label, spec in given.items() if Path(spec).exists()}
+    return {label: str(spec) for label, spec in given.items() if label not in files}, files
+
+
+class OpenOnDemand:
+    """Engines that load when first asked for and free their memory at the end of the `with` block."""
+
+    def __init__(self, load: Callable[[], Engines]) -> None:
+        self._load = load
+        self._engines: Engines | None = None
+
+    def __call__(self) -> Engines:
+        if self._engines is None:
+            self._engines = self._load()
+        return self._engines
+
+    def __enter__(self) -> OpenOnDemand:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._engines is not None:
+            engines, self._engines = self._engines, None
+            asyncio.run(engines.close())
+            del engines
+            gc.collect()

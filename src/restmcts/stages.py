@@ -1,0 +1,407 @@
+"""The stages of a run. Each reads files of earlier ones, writes its own folder, and is done when its manifest is there.
+
+    data → search → label → policy, value → evaluate
+
+A stage's settings and inputs are those that change its result; engines' speed settings are not among them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from restmcts.config import RunConfig
+from restmcts.datasets import (
+    PolicyRow,
+    TreeLabels,
+    ValueRow,
+    label_trees,
+    policy_rows,
+    read_rows,
+    value_rows,
+    verify,
+    worked_policy_rows,
+    worked_value_rows,
+    write_rows,
+)
+from restmcts.errors import TaskError
+from restmcts.evaluate import TREES, evaluate, search_all, stored_trees
+from restmcts.job import Job, OpenOnDemand
+from restmcts.results import WARM
+from restmcts.search import SearchSettings
+from restmcts.store import StageFolder, read_jsonl, write_jsonl
+from restmcts.tasks import get_task
+from restmcts.types import Problem, Tree, Usage
+
+LABELS, POLICY_ROWS, VALUE_ROWS = "labels.jsonl", "policy_rows.jsonl", "value_rows.jsonl"
+DATA_FILES = {"train": "train.jsonl", "heldout": "heldout.jsonl", "worked": "worked.jsonl"}
+
+
+# ---------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The questions of a run."""
+
+    folder: Path
+    train: list[Problem]
+    heldout: list[Problem]
+    worked: list[Problem]
+
+
+def data(job: Job) -> Data:
+    """Read or make the questions, keep train and held-out apart, and store what the run uses."""
+    config = job.config
+    settings = {
+        "generate": None if config.generate is None else config.generate.model_dump(mode="json"),
+        "task": config.task,
+        "fields": config.fields,
+        "limit": config.limit,
+    }
+    inputs: dict[str, str | Path | None] = {
+        "problems": config.problems,
+        "heldout": config.heldout,
+        "worked": config.worked,
+    }
+
+    def work(stage: StageFolder) -> dict[str, Any]:
+        from restmcts.tasks.load import disjoint
+
+        job.progress.stage(stage.name)
+        train, heldout, worked = _questions(config)
+        train, dropped = disjoint(train, heldout)
+        worked, dropped_worked = disjoint(worked, heldout)
+        lost = len(dropped) + len(dropped_worked)
+        if lost:
+            job.progress.say(f"{lost} training questions are held-out questions too: dropped from training")
+        if not train:
+            raise TaskError("no training questions are left; give more problems, or other held-out questions")
+        for name, problems in (("train", train), ("heldout", heldout), ("worked", worked)):
+            write_jsonl(stage.path / DATA_FILES[name], map(_record, problems))
+        return {
+            "policy": config.policy,
+            "value": config.value,
+            "data": f"generated set {config.generate.name!r}" if config.generate else config.problems,
+            "train": len(train),
+            "heldout": len(heldout),
+            "worked": len(worked),
+            "dropped": lost,
+            "seed": config.seed,
+            "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "device": config.engine.device,
+            "python": platform.python_version(),
+            **{name: installed(name) for name in ("restmcts", "torch", "transformers")},
+        }
+
+    folder = job.stage("data", "data", WARM, work, settings=settings, inputs=inputs)
+    return Data(folder, *(_problems(folder / DATA_FILES[name]) for name in ("train", "heldout", "worked")))
+
+
+def installed(package: str) -> str | None:
+    """The version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _questions(config: RunConfig) -> tuple[list[Problem], list[Problem], list[Problem]]:
+    from restmcts.tasks.load import load_problems
+
+    if config.generate is not None:
+        from restmcts.tasks.generate import generate
+
+        g = config.generate
+        made = generate(g.name, train=g.train, heldout=g.heldout, worked=g.worked, seed=g.seed)
+        return list(made.train), list(made.heldout), list(made.worked)
+    options = {"fields": config.fields or None, "task": config.task}
+    train = load_problems(str(config.problems), limit=config.limit, **options)
+    heldout = [] if config.heldout is None else load_problems(config.heldout, **options)
+    worked = [] if config.worked is None else load_problems(config.worked, **options)
+    without = [problem.id for problem in worked if not problem.solution]
+    if without:
+        raise TaskError(f"{config.worked}: {without[0]!r} has no `solution`; worked examples need one step per line")
+    return train, heldout, worked
+
+
+def _record(problem: Problem) -> dict[str, Any]:
+    record = {name: getattr(problem, name) for name in ("id", "question", "answer", "solution", "task")}
+    return record | ({"extra": dict(problem.extra)} if problem.extra else {})
+
+
+def _problems(path: Path) -> list[Problem]:
+    return [Problem(**record) for record in read_jsonl(path)]
+
+
+# ---------------------------------------------------------------- search
+
+
+def round_questions(job: Job, train: Sequence[Problem], k: int) -> list[Problem]:
+    """The questions of round k (from 1): a fresh slice of a seeded order, starting over when all were used."""
+    count = job.config.questions_per_round
+    if count is None or count >= len(train):
+        return list(train)
+    order = list(train)
+    random.Random(job.seed("questions")).shuffle(order)
+    start = (k - 1) * count
+    return [order[(start + i) % len(order)] for i in range(count)]
+
+
+def search(
+    job: Job,
+    k: int,
+    data: Data,
+    questions: Sequence[Problem],
+    settings: SearchSettings,
+    policy: str | Path,
+    value: str | Path | None,
+) -> Path:
+    """Search `questions` with a pair of models; trees.jsonl grows tree by tree. Returns the stage's folder."""
+    config = job.config
+
+    def work(stage: StageFolder) -> dict[str, Any]:
+        on_tree = job.watch(stage, len(questions))
+        with OpenOnDemand(lambda: job.tools.load_engines(policy, value, ())) as engines:
+            trees = search_all(
+                questions,
+                settings.method,
+                settings,
+                engines(),
+                grader=job.grader,
+                seed=job.seed("round", k, "search"),
+                concurrency=config.engine.concurrency,
+                path=stage.path / TREES,
+                on_tree=on_tree,
+            )
+        return {
+            "questions": len(trees),
+            "nodes": sum(map(len, trees)),
+            "stops": dict(Counter(tree.stop for tree in trees)),
+            "usage": asdict(sum((tree.usage for tree in trees), Usage())),
+        }
+
+    asked = {"bootstrap": config.warm_start.bootstrap} if k == WARM else {}
+    return job.stage(
+        f"round-{k}/search",
+        "search",
+        k,
+        work,
+        settings={
+            "search": settings.model_dump(mode="json"),
+            "prompt": config.prompt.model_dump(mode="json"),
+            "seed": config.seed,
+            "questions_per_round": config.questions_per_round,
+            **asked,
+        },
+        inputs={"problems": data.folder / DATA_FILES["train"], "policy": policy, "value": value},
+    )
+
+
+# ---------------------------------------------------------------- label
+
+
+def label(job: Job, k: int, data: Data, searched: Sequence[tuple[Path, Sequence[Problem]]]) -> Path:
+    """Verify the trees of round k (the last of `searched`), derive process rewards, and write the rows to train on.
+
+    `searched` holds (search folder, its questions) of the rounds whose traces are trained on.
+    """
+    config, (folder, questions) = job.config, searched[-1]
+    options = config.policy_training
+    settings = {
+        "labels": config.labels.model_dump(mode="json"),
+        "traces_per_question": options.traces_per_question,
+        "pick": options.pick,
+        "value_traces_per_question": config.value_training.traces_per_question,
+        "accumulate": config.accumulate,
+        "keep_worked": config.keep_worked,
+        "seed": config.seed,
+    }
+
+    def work(stage: StageFolder) -> dict[str, Any]:
+        job.progress.stage(stage.name)
+        trees, labels, facts = _labelled(job, folder, questions)
+        write_rows(stage.path / LABELS, labels)
+        for earlier, asked in searched[:-1]:
+            more, more_labels, _ = _labelled(job, earlier, asked)
+            trees, labels = more + trees, more_labels + labels
+        seed = job.seed("round", k, "label")
+        for_policy = policy_rows(
+            trees, labels, traces_per_question=options.traces_per_question, pick=options.pick, seed=seed, round=k
+        )
+        for_value = value_rows(trees, labels, traces_per_question=config.value_training.traces_per_question, seed=seed)
+        facts |= {"policy_rows": len(for_policy), "value_rows": len(for_value)}
+        if config.keep_worked and data.worked:
+            for_policy += _worked_policy(data)
+            for_value += _worked_value(job, data)
+        write_rows(stage.path / POLICY_ROWS, for_policy)
+        write_rows(stage.path / VALUE_ROWS, for_value)
+        return facts
+
+    inputs: dict[str, str | Path | None] = {f"trees of {path.parent.name}": path for path, _ in searched}
+    if config.keep_worked:
+        inputs["worked"] = data.folder / DATA_FILES["worked"]
+    return job.stage(f"round-{k}/label", "label", k, work, settings=settings, inputs=inputs)
+
+
+def _labelled(
+    job: Job, folder: Path, questions: Sequence[Problem]
+) -> tuple[list[Tree], list[TreeLabels], dict[str, Any]]:
+    """The trees of a search with their labels, in the order of its questions, and what came of them."""
+    stored = stored_trees(folder / TREES, questions)
+    trees = [stored[problem.id] for problem in questions]
+    correct = verify(trees, job.grader)
+    rules = job.config.labels
+    labels = label_trees(trees, correct, unsolved=rules.unsolved, estimate=rules.estimate)
+    flags = [flag for tree in correct for flag in tree if flag is not None]
+    facts = {
+        "solved": sum(t.result is not None and bool(c[t.result]) for t, c in zip(trees, correct, strict=True)),
+        "reached": sum(any(c) for c in correct),
+        "finished": len(flags),
+        "right_traces": sum(flags),
+    }
+    return trees, labels, facts
+
+
+def _worked_policy(data: Data) -> list[PolicyRow]:
+    """D_S0."""
+    rows: list[PolicyRow] = []
+    for problem in data.worked:
+        rows += worked_policy_rows([problem], get_task(problem.task).find_answer)
+    return rows
+
+
+def _worked_value(job: Job, data: Data) -> list[ValueRow]:
+    """D_V0."""
+    find_answer = get_task(data.worked[0].task).find_answer
+    corruptions = job.config.warm_start.corruptions
+    return worked_value_rows(data.worked, corruptions=corruptions, seed=job.seed("worked"), find_answer=find_answer)
+
+
+def warm_rows(job: Job, data: Data) -> Path:
+    """The rows of the warm start: D_S0 and D_V0 from the worked examples."""
+
+    def work(stage: StageFolder) -> dict[str, Any]:
+        job.progress.stage(stage.name)
+        for_policy, for_value = _worked_policy(data), _worked_value(job, data)
+        write_rows(stage.path / POLICY_ROWS, for_policy)
+        write_rows(stage.path / VALUE_ROWS, for_value)
+        return {"policy_rows": len(for_policy), "value_rows": len(for_value)}
+
+    settings = {"corruptions": job.config.warm_start.corruptions, "seed": job.config.seed}
+    inputs: dict[str, str | Path | None] = {"worked": data.folder / DATA_FILES["worked"]}
+    return job.stage("round-0/rows", "rows", WARM, work, settings=settings, inputs=inputs)
+
+
+# ---------------------------------------------------------------- train
+
+
+def train(job: Job, kind: Literal["policy", "value"], k: int, rows: Path, previous: str | Path) -> str | Path:
+    """Train one of the models of round k on the rows in folder `rows`; returns where it is.
+
+    A round without a right trace teaches the policy nothing, one without labels nothing the value model: the model
+    then stays what it was, and the stage says so.
+    """
+    config = job.config
+    source = config.warm_start if k == WARM else config
+    options = source.policy_training if kind == "policy" else source.value_training
+    first = str(config.policy if kind == "policy" else config.value or config.policy)
+    base = previous if options.start == "previous" else first
+    file = rows / (POLICY_ROWS if kind == "policy" else VALUE_ROWS)
+
+    def work(stage: StageFolder) -> dict[str, Any]:
+        job.progress.stage(stage.name)
+        found: Sequence[PolicyRow | ValueRow] = read_rows(file, PolicyRow if kind == "policy" else ValueRow)
+        fresh = [row for row in found if k == WARM or not isinstance(row, PolicyRow) or row.round]
+        if not fresh:
+            job.progress.say(f"round {k} found nothing to teach the {kind} model: it stays as it is")
+            return {"rows": 0, "kept": True}
+        teach: Callable[..., Mapping[str, Any]]
+        teach = job.tools.train_policy if kind == "policy" else job.tools.train_value
+        seed = job.seed("round", k, kind)
+        metrics = teach(found, base=base, out=stage.path, settings=options, seed=seed, on_progress=job.progress.update)
+        return {"rows": len(found), **metrics}
+
+    settings = {
+        "training": options.model_dump(mode="json"),
+        "prompt": config.prompt.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    folder = job.stage(f"round-{k}/{kind}", kind, k, work, settings=settings, inputs={"rows": file, "base": base})
+    return previous if job.records[-1]["metrics"].get("kept") else folder
+
+
+# ---------------------------------------------------------------- evaluate
+
+
+def measure(
+    job: Job,
+    phase: int,
+    modes: Sequence[str],
+    data: Data,
+    policy: str | Path,
+    value: str | Path | None,
+    examples: Sequence[Problem] = (),
+) -> None:
+    """Evaluate a pair of models on the held-out questions, mode by mode, each a stage."""
+    scorer = value if "search" in modes else None
+    with OpenOnDemand(lambda: job.tools.load_engines(policy, scorer, examples)) as engines:
+        for mode in modes:
+            _measure(job, phase, mode, data, engines, {"policy": policy, "value": scorer}, examples)
+
+
+def _measure(
+    job: Job,
+    phase: int,
+    mode: str,
+    data: Data,
+    engines: OpenOnDemand,
+    models: dict[str, str | Path | None],
+    examples: Sequence[Problem],
+) -> None:
+    config = job.config
+    problems = data.heldout[: config.evaluate.limit]
+    chosen = config.evaluate.search
+    if mode == "greedy":
+        chosen = chosen.model_copy(update={"method": "cot", "temperature": 0.0})
+        models = {"policy": models["policy"]}
+
+    def work(stage: StageFolder) -> dict[str, Any]:
+        result = evaluate(
+            problems,
+            chosen.method,
+            chosen,
+            engines(),
+            grader=job.grader,
+            seed=job.seed("evaluate", mode),
+            concurrency=config.engine.concurrency,
+            folder=stage.path,
+            on_tree=job.watch(stage, len(problems)),
+        )
+        return result.summary()
+
+    inputs = {"heldout": data.folder / DATA_FILES["heldout"], **models}
+    if examples:
+        inputs["worked"] = data.folder / DATA_FILES["worked"]
+    job.stage(
+        f"{'base' if phase < WARM else f'round-{phase}'}/evaluate/{mode}",
+        "evaluate",
+        phase,
+        work,
+        mode=mode,
+        settings={
+            "search": chosen.model_dump(mode="json"),
+            "prompt": config.prompt.model_dump(mode="json"),
+            "seed": config.seed,
+            "limit": config.evaluate.limit,
+            "examples": len(examples),
+        },
+        inputs=inputs,
+    )
