@@ -81,7 +81,7 @@ class Encoder:
                 return tuple(ids[:1])
         if self.tokenizer.eos_token_id is None:
             raise ConfigError(
-                f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-text token; set eos_token in its config"
+                f"the tokenizer of {self.tokenizer.name_or_path!r} has no end-of-text token; set its eos_token"
             )
         return (self.tokenizer.eos_token_id,)
 

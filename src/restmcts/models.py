@@ -35,12 +35,12 @@ def resolve_model(spec: str | Path) -> str:
         if not (path / "config.json").is_file():
             raise EngineError(f"{name!r} is no model: it has no config.json; give a Hugging Face checkpoint folder")
         if not any(path.glob("*.safetensors")):
-            raise EngineError(f"{name!r} has no .safetensors weights; pickle checkpoints are refused, convert them first")
+            raise EngineError(f"{name!r} has no .safetensors weights; convert its pickle files, which are refused")
         return str(path)
     if path.exists():
         raise EngineError(f"{name!r} is a file, not a model; give a Hugging Face checkpoint folder or a hub id")
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
-        raise EngineError(f"no model folder {name!r}; check the path, or give a hub id such as Qwen/Qwen2.5-1.5B-Instruct")
+        raise EngineError(f"no model folder {name!r}; check the path, or give a hub id (owner/name)")
     return name
 
 
@@ -136,7 +136,7 @@ def pick_dtype(name: str, device: str) -> torch.dtype:
     import torch
 
     if name != "auto":
-        return getattr(torch, name)  # type: ignore[no-any-return]
+        return getattr(torch, name)
     if device.startswith("cuda"):
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32

@@ -18,7 +18,7 @@ from restmcts.engines.settings import EngineSettings
 from restmcts.engines.worker import Letter, Mailbox, Worker
 from restmcts.errors import EngineError
 from restmcts.seeds import derive_seed
-from restmcts.types import Critique, Finish, Path, Problem, Proposals, Propose, Sample, Step, Usage, Verdict
+from restmcts.types import Critique, Path, Problem, Proposals, Propose, Sample, Step, Usage, Verdict
 
 
 @dataclass(slots=True)
@@ -89,19 +89,17 @@ class TransformersPolicy:
         return (len(self._rows) + len(self._mail)) / self._max_rows
 
     def fail(self, error: EngineError) -> None:
-        letters = [row.job.letter for row in self._rows]
-        while (letter := self._mail.take()) is not None:
-            letters.append(letter)
         self._rows.clear()
         self._kv.clear()
-        for letter in letters:
-            letter.refuse(error)
+        self._mail.refuse_all(error)
 
     @torch.inference_mode()
     def step(self) -> None:
         """Admit what waits while there is room, then one token for every row."""
         for at in reversed(range(len(self._rows))):
-            if self._rows[at].job.letter.future.cancelled():
+            letter = self._rows[at].job.letter
+            if letter.future.cancelled():
+                self._mail.taken.discard(letter)
                 self._release(at)
         self._admit()
         if not self._rows:
@@ -119,7 +117,12 @@ class TransformersPolicy:
         """Start waiting requests: what their prefix lacks in the cache is computed, up to the last token."""
         room = self._max_rows - len(self._rows)
         jobs: list[_Job] = []
-        while (letter := self._mail.take(lambda r: _width(r) <= room or (not jobs and not self._rows))) is not None:
+        while True:
+            # A request wider than the whole engine still runs, alone.
+            most = room if jobs or self._rows else 1 << 30
+            letter = self._mail.take(lambda request, most=most: _width(request) <= most)
+            if letter is None:
+                break
             job = self._job(letter)
             if job.max_tokens > 0:
                 jobs.append(job)
@@ -144,7 +147,8 @@ class TransformersPolicy:
     def _job(self, letter: Letter) -> _Job:
         request: Propose | Critique = letter.request
         if isinstance(request, Critique):
-            ids, ends = self.encoder.critique(request.problem, request.path), []
+            ids = self.encoder.critique(request.problem, request.path)
+            ends: list[int] = []
             n, temperature = 1, 0.0
         else:
             ids, ends = self._prefix(request.problem, request.path, request.advice)

@@ -259,6 +259,7 @@ class PrefixModel:
         self._model = model
         self._rows = Rows(model)
 
+    @torch.inference_mode()
     def extend(self, chains: Sequence[Chain]) -> tuple[torch.Tensor, list[int]]:
         """Compute the last segment of every chain and keep all its segments.
 

@@ -37,6 +37,8 @@ class TransformersValue:
         self._worker.add(self)
 
     async def score(self, request: Score) -> Scores:
+        if not request.paths:
+            return Scores(())
         reply: Scores = await self._mail.ask(request)
         return reply
 
@@ -55,8 +57,7 @@ class TransformersValue:
         return waiting / _FULL_BATCH + (time.monotonic() - self._since) / _PATIENCE
 
     def fail(self, error: EngineError) -> None:
-        while (letter := self._mail.take()) is not None:
-            letter.refuse(error)
+        self._mail.refuse_all(error)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -64,18 +65,8 @@ class TransformersValue:
         while len(letters) < _MOST_REQUESTS and (letter := self._mail.take()) is not None:
             letters.append(letter)
         self._since = None
-        try:
-            self._answer(letters)
-        except BaseException as error:
-            for letter in letters:
-                letter.refuse(EngineError(f"scoring failed: {type(error).__name__}: {' '.join(str(error).split())}"))
-            raise
-
-    def _answer(self, letters: list[Letter]) -> None:
         chains = [self._chain(letter.request.problem, path) for letter in letters for path in letter.request.paths]
         if not chains:
-            for letter in letters:
-                letter.reply(Scores(()))
             return
         hidden, computed = self._prefixes.extend(chains)
         values = torch.sigmoid(self._head(hidden).float()[:, 0]).tolist()

@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from restmcts.errors import EngineError
 
@@ -31,7 +31,7 @@ class Stepper(Protocol):
 class Worker:
     """The thread of one device."""
 
-    _workers: dict[str, Worker] = {}
+    _workers: ClassVar[dict[str, Worker]] = {}
 
     def __init__(self, device: str) -> None:
         self._steppers: list[Stepper] = []
@@ -77,20 +77,47 @@ class Worker:
             del due  # a closed model must not be kept in memory until the next step
 
 
+class Letter:
+    """A request, and where its reply goes."""
+
+    def __init__(self, request: Any, box: Mailbox) -> None:
+        self.request = request
+        self._box = box
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self._loop.create_future()
+
+    def reply(self, result: Any) -> None:
+        self._close(lambda: self.future.set_result(result))
+
+    def refuse(self, error: Exception) -> None:
+        self._close(lambda: self.future.set_exception(error))
+
+    def _close(self, act: Callable[[], None]) -> None:
+        self._box.taken.discard(self)
+
+        def unless_done() -> None:
+            if not self.future.done():
+                act()
+
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(unless_done)
+
+
 class Mailbox:
-    """Requests that wait for a stepper, each with the future its caller awaits."""
+    """Requests for one stepper: those that wait and those it has taken and not answered yet."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
         self._lock = threading.Lock()
         self._waiting: deque[Letter] = deque()
+        self.taken: set[Letter] = set()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     async def ask(self, request: Any) -> Any:
         """Post a request and await its reply. A caller that is cancelled is simply not answered."""
-        letter = Letter(request)
+        letter = Letter(request, self)
         with self._lock:
             self._waiting.append(letter)
         self._worker.wake()
@@ -99,37 +126,20 @@ class Mailbox:
     def take(self, fits: Callable[[Any], bool] = lambda _: True) -> Letter | None:
         """The oldest request still wanted, if it fits."""
         with self._lock:
-            while self._waiting:
-                if self._waiting[0].future.cancelled():
-                    self._waiting.popleft()
-                elif fits(self._waiting[0].request):
-                    return self._waiting.popleft()
-                else:
-                    return None
-        return None
+            while self._waiting and self._waiting[0].future.cancelled():
+                self._waiting.popleft()
+            if not self._waiting or not fits(self._waiting[0].request):
+                return None
+            letter = self._waiting.popleft()
+            self.taken.add(letter)
+            return letter
 
-
-class Letter:
-    """A request and where its reply goes."""
-
-    def __init__(self, request: Any) -> None:
-        self.request = request
-        self.loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[Any] = self.loop.create_future()
-
-    def reply(self, result: Any) -> None:
-        self._post(lambda: self.future.set_result(result))
-
-    def refuse(self, error: Exception) -> None:
-        self._post(lambda: self.future.set_exception(error))
-
-    def _post(self, act: Callable[[], None]) -> None:
-        def unless_done() -> None:
-            if not self.future.done():
-                act()
-
-        if not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(unless_done)
+    def refuse_all(self, error: EngineError) -> None:
+        """Answer everything, waiting or taken, with `error`."""
+        while self.take() is not None:
+            pass
+        for letter in list(self.taken):
+            letter.refuse(error)
 
 
 def _engine_error(error: Exception) -> EngineError:

@@ -1,0 +1,37 @@
+"""Fixtures shared by the tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import FAMILIES, tiny_model, tiny_value
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Public question sets kept beside the checkout; tests that need them are skipped where they are absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no question sets at {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Each supported model family in turn."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random-weight causal language model with a chat template."""
+    return tiny_model(tmp_path_factory.mktemp("policy"))
+
+
+@pytest.fixture(scope="session")
+def tiny_value_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random-weight value model."""
+    return tiny_value(tmp_path_factory.mktemp("value"))
