@@ -454,3 +454,12 @@ def test_a_read_only_folder(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(StoreError, match="no permission"):
         RunFolder(tmp_path / "run")
+
+
+def test_a_folder_can_be_one_stage_alone(tmp_path):
+    with RunFolder(tmp_path / "search") as run:
+        finish(run, ".")
+        assert run.stage(".", settings=SETTINGS).done
+        with pytest.raises(ConfigError, match=r"search was made with seed = 0 \(now 1\).*move that folder away"):
+            run.stage(".", settings={**SETTINGS, "seed": 1})
+    assert sorted(file.name for file in (tmp_path / "search").iterdir()) == ["manifest.json", "out.jsonl"]

@@ -50,6 +50,8 @@ MANIFEST_SCHEMA = 1
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
 SET_ASIDE = ".set-aside"
+WHOLE = "."
+"""the stage whose folder is the run folder itself: a stage done alone"""
 _RECORDED_VERSIONS = ("restmcts", "numpy", "torch", "transformers", "trl", "peft", "accelerate", "math-verify")
 
 
@@ -250,17 +252,23 @@ class RunFolder:
                 for key in changed[:3]
             )
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise ConfigError(f"stage {name} was made with {shown}{more}; {_REMEDY.format(name)}")
+            raise ConfigError(f"{self._called(name)} was made with {shown}{more}; {_remedy(name)}")
 
     def _check_inputs(self, name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         for label, entry in new.items():
             if label in old and old[label]["sha256"] != entry["sha256"]:
                 what = f"{entry['path']} has changed since"
-                raise ConfigError(f"stage {name} was made from another {label}: {what}; {_REMEDY.format(name)}")
+                raise ConfigError(f"{self._called(name)} was made from another {label}: {what}; {_remedy(name)}")
+
+    def _called(self, name: str) -> str:
+        return str(self.path) if name == WHOLE else f"stage {name}"
 
 
 _ABSENT = object()
-_REMEDY = "use another --out, or --redo {}"
+
+
+def _remedy(name: str) -> str:
+    return "use another --out, or move that folder away" if name == WHOLE else f"use another --out, or --redo {name}"
 
 
 def fingerprint(path: Path) -> str:

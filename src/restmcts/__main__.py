@@ -1,0 +1,5 @@
+"""`python -m restmcts` is `restmcts`."""
+
+from restmcts.cli import main
+
+main()

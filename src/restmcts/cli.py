@@ -1,0 +1,283 @@
+"""The command line: the whole loop, each of its stages by itself, and one question.
+
+Commands read settings alike: defaults, `--preset`, a YAML file, flags, `--set name=value`, each over the one before.
+Heavy libraries load inside the commands that need them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from restmcts import __version__
+from restmcts.shell import guarded
+
+if TYPE_CHECKING:
+    from restmcts.config import RunConfig
+
+app = typer.Typer(
+    name="restmcts",
+    help="ReST-MCTS*: LLM self-training by process-reward-guided tree search.",
+    epilog="Everywhere: --debug shows the traceback of an unexpected error.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+train = typer.Typer(help="Train one of the two models on rows that `restmcts label` wrote.")
+app.add_typer(train, name="train")
+
+Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings")]
+Preset = Annotated[str | None, typer.Option(help="built-in settings to start from, e.g. demo")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="any setting, by its dotted name")]
+Policy = Annotated[
+    str | None, typer.Option(help="embedded, a checkpoint folder, a hub id, or scripted (no model, for trying out)")
+]
+Value = Annotated[str | None, typer.Option(help="value model: a checkpoint folder or a hub id")]
+Problems = Annotated[
+    str | None, typer.Option(help="JSONL, JSON, CSV or Parquet file, or hub data set name[:config][@split]")
+]
+Out = Annotated[Path, typer.Option(help="folder for the results; run the same command again to resume")]
+Seed = Annotated[int | None, typer.Option(help="of everything random")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of `restmcts`; ends the process with the codes listed in `shell`."""
+    sys.exit(guarded(_dispatch, sys.argv[1:] if arguments is None else arguments))
+
+
+def _dispatch(arguments: list[str]) -> int | None:
+    command = typer.main.get_command(app)
+    try:
+        # Without the framework's own `main`, so that every error reaches `guarded` as it is.
+        with command.make_context("restmcts", arguments or ["--help"]) as context:
+            command.invoke(context)
+    except typer.Exit as stop:
+        return stop.exit_code
+    return None
+
+
+# ---------------------------------------------------------------- the loop
+
+
+@app.command()
+def run(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of settings")] = None,
+    preset: Preset = None,
+    policy: Policy = None,
+    value: Value = None,
+    problems: Problems = None,
+    heldout: Annotated[str | None, typer.Option(help="questions to evaluate on, as --problems")] = None,
+    worked: Annotated[str | None, typer.Option(help="worked examples with solutions, as --problems")] = None,
+    out: Annotated[Path | None, typer.Option(help="the run folder; run the same command again to resume")] = None,
+    seed: Seed = None,
+    rounds: Annotated[int | None, typer.Option(help="rounds of search and training")] = None,
+    overrides: Set = None,
+    redo: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STAGE", help="set aside a stage (round-1/search) and all that follows from it"),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Take a model through the whole self-training loop; the same command resumes after any interruption."""
+    from rich.console import Console
+
+    from restmcts.console import Progress
+    from restmcts.loop import run as run_loop
+    from restmcts.report import report
+    from restmcts.store import RunFolder
+
+    flags = {
+        "policy": policy,
+        "value": value,
+        "problems": problems,
+        "heldout": heldout,
+        "worked": worked,
+        "out": out,
+        "seed": seed,
+        "rounds": rounds,
+    }
+    settings = _settings(config, preset, overrides, **flags)
+    settings.check_complete()
+    with Progress(mode="quiet" if quiet else "auto") as progress:
+        if redo:
+            with RunFolder(settings.out) as folder:
+                for stage in redo:
+                    progress.say(f"set aside: {', '.join(folder.redo(stage))}")
+        run_loop(settings, progress=progress)
+    path = report(settings.out, Console())
+    print(f"report: {path}")
+
+
+@app.command(name="report")
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders; several are seeds of one run")],
+    out: Annotated[Path | None, typer.Option(help="also write the report to this Markdown file")] = None,
+) -> None:
+    """Show the tables of a finished run, or of several seeds of it together."""
+    from rich.console import Console
+
+    from restmcts.report import combine
+
+    combine(runs, Console(), out)
+
+
+# ---------------------------------------------------------------- one question
+
+
+@app.command()
+def solve(
+    question: Annotated[str, typer.Argument(help="the question")],
+    policy: Policy = None,
+    value: Value = None,
+    config: Config = None,
+    preset: Preset = None,
+    overrides: Set = None,
+    seed: Seed = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print the whole search tree as one JSON line")] = False,
+) -> None:
+    """Search for the answer to one question; show its steps with their values, and what it cost.
+
+    Ends with exit code 1 when no answer was found.
+    """
+    from restmcts.commands import print_solution, solve_question
+
+    settings = _settings(config, preset, overrides, policy=policy, value=value, seed=seed)
+    tree = solve_question(settings, question)
+    if as_json:
+        import json
+
+        print(json.dumps(tree.to_record(), ensure_ascii=False))
+    else:
+        print_solution(tree)
+    if tree.final_answer is None:
+        raise typer.Exit(1)
+
+
+# ---------------------------------------------------------------- each stage by itself
+
+
+@app.command()
+def search(
+    out: Out,
+    policy: Policy = None,
+    value: Value = None,
+    problems: Problems = None,
+    config: Config = None,
+    preset: Preset = None,
+    overrides: Set = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+) -> None:
+    """Grow a search tree for every problem; writes OUT/trees.jsonl."""
+    from restmcts.commands import search_problems
+
+    settings = _settings(config, preset, overrides, policy=policy, value=value, problems=problems, seed=seed)
+    search_problems(settings, out, _progress(quiet))
+
+
+@app.command()
+def label(
+    trees: Annotated[Path, typer.Argument(help="trees.jsonl of a search, or its folder")],
+    out: Out,
+    config: Config = None,
+    preset: Preset = None,
+    overrides: Set = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+) -> None:
+    """Grade the answers of stored trees and infer process rewards; writes labels and training rows to OUT."""
+    from restmcts.commands import label_stored_trees
+
+    label_stored_trees(_settings(config, preset, overrides, seed=seed), trees, out, _progress(quiet))
+
+
+@train.command(name="policy")
+def train_policy(
+    rows: Annotated[Path, typer.Argument(help="policy_rows.jsonl of a label step, or its folder")],
+    base: Annotated[str, typer.Option(help="model to start from: embedded, a checkpoint folder or a hub id")],
+    out: Out,
+    config: Config = None,
+    preset: Preset = None,
+    overrides: Set = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+) -> None:
+    """Fine-tune a policy on correct traces; writes a checkpoint to OUT."""
+    from restmcts.commands import train_model
+
+    train_model("policy", _settings(config, preset, overrides, seed=seed), rows, base, out, _progress(quiet))
+
+
+@train.command(name="value")
+def train_value(
+    rows: Annotated[Path, typer.Argument(help="value_rows.jsonl of a label step, or its folder")],
+    base: Annotated[str, typer.Option(help="value model or language model to start from")],
+    out: Out,
+    config: Config = None,
+    preset: Preset = None,
+    overrides: Set = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a value model on labelled traces; writes a checkpoint to OUT."""
+    from restmcts.commands import train_model
+
+    train_model("value", _settings(config, preset, overrides, seed=seed), rows, base, out, _progress(quiet))
+
+
+@app.command()
+def evaluate(
+    out: Out,
+    policy: Policy = None,
+    value: Value = None,
+    problems: Problems = None,
+    config: Config = None,
+    preset: Preset = None,
+    overrides: Set = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+) -> None:
+    """Answer problems with known answers, greedily and by search; shows accuracy with interval, and cost."""
+    from restmcts.commands import evaluate_problems
+
+    settings = _settings(config, preset, overrides, policy=policy, value=value, problems=problems, seed=seed)
+    evaluate_problems(settings, out, _progress(quiet))
+
+
+# ---------------------------------------------------------------- odds and ends
+
+
+@app.command()
+def generate(
+    out: Out,
+    name: Annotated[str, typer.Argument(help="which built-in problem set")] = "demo",
+    train: Annotated[int, typer.Option(min=1, help="questions to search on")] = 300,
+    heldout: Annotated[int, typer.Option(min=0, help="questions to evaluate on")] = 300,
+    worked: Annotated[int, typer.Option(min=0, help="worked examples")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="which questions")] = 0,
+) -> None:
+    """Write a built-in problem set to OUT as train.jsonl, heldout.jsonl and worked.jsonl."""
+    from restmcts.commands import write_generated
+
+    write_generated(name, out, train=train, heldout=heldout, worked=worked, seed=seed)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(f"restmcts {__version__}")
+
+
+def _settings(path: Path | None, preset: str | None, overrides: list[str] | None, **flags: Any) -> RunConfig:
+    from restmcts.config import load_config
+
+    return load_config(path, preset=preset, flags=flags, overrides=overrides or ())
+
+
+def _progress(quiet: bool) -> Any:
+    from restmcts.console import Progress
+
+    return Progress(mode="quiet" if quiet else "auto")

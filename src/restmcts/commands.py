@@ -1,0 +1,305 @@
+"""What the commands for single stages do. Each writes one folder with a manifest, so that it can be resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+from restmcts import datasets, drive
+from restmcts.config import RunConfig
+from restmcts.console import Progress, number
+from restmcts.engines import Engines
+from restmcts.errors import ConfigError, StoreError
+from restmcts.evaluate import TREES, evaluate, search_all
+from restmcts.job import OpenOnDemand, models_and_files
+from restmcts.search import SEARCHES
+from restmcts.seeds import derive_seed
+from restmcts.stages import DATA_FILES, LABELS, POLICY_ROWS, VALUE_ROWS
+from restmcts.store import RunFolder, StageFolder, read_jsonl, write_jsonl
+from restmcts.tasks import get_task
+from restmcts.tasks.grade import Grader
+from restmcts.tasks.load import load_problems
+from restmcts.types import Problem, Tree, Usage
+
+SCRIPTED = "scripted"
+
+# ---------------------------------------------------------------- one question
+
+
+def solve_question(config: RunConfig, question: str) -> Tree:
+    """The search tree of one question."""
+    if not question.strip():
+        raise ConfigError("the question is empty; write it in quotes")
+    problem = Problem("question", question, task=config.task)
+    get_task(config.task)
+    found: list[Tree] = []
+    with OpenOnDemand(lambda: open_engines(config)) as engines:
+        drive.run(
+            [problem],
+            SEARCHES[config.search.method],
+            config.search,
+            engines(),
+            task_of=lambda problem: get_task(problem.task),
+            seed=config.seed,
+            concurrency=1,
+            on_tree=found.append,
+        )
+    return found[0]
+
+
+def print_solution(tree: Tree) -> None:
+    """Show the chosen steps with their values, the answer, and what it cost."""
+    for index, node in enumerate([] if tree.result is None else tree.nodes_to(tree.result), start=1):
+        value = tree.raw_value[node]
+        print(f"{index:>3}  {'     ' if value is None else f'{value:.3f}'}  {tree.text[node]}")
+    print(f"answer: {tree.final_answer}" if tree.final_answer is not None else f"no answer found (stop: {tree.stop})")
+    for failure in tree.failures[:3]:
+        print(f"failed: {failure}")
+    usage = tree.usage
+    facts = [f"{len(tree) - 1} steps in the tree", f"{len(tree.finished())} finished", f"stop: {tree.stop}"]
+    facts += [f"{number(usage.policy_tokens)} tokens generated", f"{number(usage.value_tokens)} scored"]
+    print(f"cost: {', '.join(facts)}, {usage.seconds:.1f} s")
+
+
+# ---------------------------------------------------------------- stages
+
+
+def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
+    """Search every problem; OUT/trees.jsonl grows tree by tree."""
+    problems = _problems(config, need_answer=False)
+
+    def work(stage: StageFolder, grader: Grader) -> dict[str, Any]:
+        with OpenOnDemand(lambda: open_engines(config)) as engines:
+            trees = search_all(
+                problems,
+                config.search.method,
+                config.search,
+                engines(),
+                grader=grader,
+                seed=config.seed,
+                concurrency=config.engine.concurrency,
+                path=stage.path / TREES,
+                on_tree=_watch(progress, "search", stage.path / TREES, len(problems)),
+            )
+        answered = sum(tree.final_answer is not None for tree in trees)
+        usage = asdict(sum((tree.usage for tree in trees), Usage()))
+        return {"problems": len(trees), "answered": answered, "nodes": sum(map(len, trees)), "usage": usage}
+
+    metrics = _stage(
+        out, progress, work, settings=_asked(config), inputs={"problems": config.problems, **_models(config)}
+    )
+    print(f"{metrics['problems']} trees, {metrics['answered']} with an answer: {out / TREES}")
+
+
+def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Progress) -> None:
+    """Grade, label and turn into rows the trees of a file."""
+    trees = _file(trees, TREES)
+    pick, per_question = config.policy_training.pick, config.policy_training.traces_per_question
+
+    def work(stage: StageFolder, grader: Grader) -> dict[str, Any]:
+        progress.stage("label")
+        found = read_trees(trees)
+        correct = datasets.verify(found, grader)
+        labels = datasets.label_trees(found, correct, unsolved=config.labels.unsolved, estimate=config.labels.estimate)
+        seed = derive_seed(config.seed, "label")
+        for_policy = datasets.policy_rows(found, labels, traces_per_question=per_question, pick=pick, seed=seed)
+        for_value = datasets.value_rows(
+            found, labels, traces_per_question=config.value_training.traces_per_question, seed=seed
+        )
+        datasets.write_rows(stage.path / LABELS, labels)
+        datasets.write_rows(stage.path / POLICY_ROWS, for_policy)
+        datasets.write_rows(stage.path / VALUE_ROWS, for_value)
+        reached = sum(any(flags) for flags in correct)
+        return {
+            "trees": len(found),
+            "reached": reached,
+            "policy_rows": len(for_policy),
+            "value_rows": len(for_value),
+        }
+
+    settings = {
+        "labels": config.labels.model_dump(mode="json"),
+        "policy_training": {"traces_per_question": per_question, "pick": pick},
+        "value_training": {"traces_per_question": config.value_training.traces_per_question},
+        "seed": config.seed,
+    }
+    m = _stage(out, progress, work, settings=settings, inputs={"trees": trees})
+    print(f"{m['reached']} of {m['trees']} trees reached the right answer")
+    print(f"{m['policy_rows']} rows for the policy: {out / POLICY_ROWS}")
+    print(f"{m['value_rows']} rows for the value model: {out / VALUE_ROWS}")
+
+
+def train_model(
+    kind: Literal["policy", "value"], config: RunConfig, rows: Path, base: str, out: Path, progress: Progress
+) -> None:
+    """Train one model on the rows of a file."""
+    rows = _file(rows, POLICY_ROWS if kind == "policy" else VALUE_ROWS)
+    training = config.policy_training if kind == "policy" else config.value_training
+
+    def work(stage: StageFolder, grader: Grader) -> dict[str, Any]:
+        progress.stage(f"train {kind}")
+        options: dict[str, Any] = {"base": base, "out": stage.path, "prompt": config.prompt, "seed": config.seed}
+        options |= {"settings": training, "on_progress": progress.update}
+        if kind == "policy":
+            from restmcts.train.policy import train_policy
+
+            return dict(train_policy(datasets.read_rows(rows, datasets.PolicyRow), **options))
+        from restmcts.train.value import train_value
+
+        return dict(train_value(datasets.read_rows(rows, datasets.ValueRow), **options))
+
+    settings = {
+        f"{kind}_training": training.model_dump(mode="json"),
+        "prompt": config.prompt.model_dump(mode="json"),
+        "seed": config.seed,
+    }
+    _stage(out, progress, work, settings=settings, inputs={"rows": rows, "base": base})
+    print(f"the {kind} model is in {out}")
+
+
+def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
+    """Measure greedy answers and search on problems with known answers."""
+    problems = _problems(config, need_answer=True)[: config.evaluate.limit]
+    methods = [
+        mode for mode in config.evaluate.methods if mode == "greedy" or config.value or config.policy == SCRIPTED
+    ]
+    with RunFolder(out) as folder, Grader() as grader, OpenOnDemand(lambda: open_engines(config)) as engines:
+        for mode in methods:
+            search = config.evaluate.search
+            if mode == "greedy":
+                search = search.model_copy(update={"method": "cot", "temperature": 0.0})
+            settings = {**_asked(config), "search": search.model_dump(mode="json")}
+            named, files = models_and_files({"problems": config.problems, **_models(config)})
+            with folder.stage(mode, settings={**settings, **named}, inputs=files) as stage:
+                if not stage.done:
+                    result = evaluate(
+                        problems,
+                        search.method,
+                        search,
+                        engines(),
+                        grader=grader,
+                        seed=config.seed,
+                        concurrency=config.engine.concurrency,
+                        folder=stage.path,
+                        on_tree=_watch(progress, mode, stage.path / TREES, len(problems)),
+                    )
+                    stage.finish(result.summary())
+                    progress.finish()
+                assert stage.manifest is not None
+                print(_accuracy_line(mode, stage.manifest.metrics))
+    print(f"rows and trees: {out}")
+
+
+def write_generated(name: str, out: Path, **options: int) -> None:
+    """Write a built-in problem set as three files."""
+    from restmcts.tasks.generate import generate
+
+    made = generate(name, **options)
+    for part, file in DATA_FILES.items():
+        problems = getattr(made, part)
+        write_jsonl(out / file, map(problem_record, problems))
+        print(f"{len(problems):>6} {part:<8} {out / file}")
+
+
+# ---------------------------------------------------------------- parts
+
+
+def open_engines(config: RunConfig, examples: Sequence[Problem] = ()) -> Engines:
+    """The policy and the value model of the settings; `scripted` is a pair that needs no model."""
+    if config.policy is None:
+        raise ConfigError("no policy; give --policy: embedded, a checkpoint folder, a hub id, or scripted")
+    if config.policy == SCRIPTED:
+        from restmcts.engines.scripted import scripted_engines
+
+        return scripted_engines()
+    from restmcts.engines.transformers import load_engines
+
+    return load_engines(config.policy, config.value, config.prompt, config.engine, examples)
+
+
+def read_trees(path: Path) -> list[Tree]:
+    """The trees of a file. Raises StoreError naming the first that cannot be read."""
+    trees = []
+    for number_, record in enumerate(read_jsonl(path, skip_torn=True), start=1):
+        try:
+            trees.append(Tree.from_record(record))
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"{path}, record {number_}: {error}; search again, or mend the file") from None
+    return trees
+
+
+def problem_record(problem: Problem) -> dict[str, Any]:
+    """A problem as it stands in a file of problems; `load_problems` reads it back."""
+    record = {name: getattr(problem, name) for name in ("id", "question", "answer", "solution", "task")}
+    return record | ({"extra": dict(problem.extra)} if problem.extra else {})
+
+
+Work = Callable[[StageFolder, Grader], Mapping[str, Any]]
+
+
+def _stage(
+    out: Path,
+    progress: Progress,
+    work: Work,
+    *,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str | Path | None],
+) -> dict[str, Any]:
+    """Do the one stage that folder `out` holds, or find it done; returns its metrics."""
+    named, files = models_and_files(inputs)
+    with RunFolder(out) as folder, folder.stage(".", settings={**settings, **named}, inputs=files) as stage:
+        if stage.manifest is not None:
+            print(f"{out} is finished: nothing was run again")
+            return stage.manifest.metrics
+        with Grader() as grader, progress:
+            return stage.finish(work(stage, grader)).metrics
+
+
+def _problems(config: RunConfig, *, need_answer: bool) -> list[Problem]:
+    if config.problems is None:
+        raise ConfigError("no problems; give --problems: a file or a hub data set")
+    return load_problems(
+        config.problems, fields=config.fields or None, task=config.task, need_answer=need_answer, limit=config.limit
+    )
+
+
+def _asked(config: RunConfig) -> dict[str, Any]:
+    """The settings that change what a search finds."""
+    parts = {name: getattr(config, name) for name in ("task", "fields", "limit", "seed")}
+    return parts | {name: getattr(config, name).model_dump(mode="json") for name in ("search", "prompt")}
+
+
+def _models(config: RunConfig) -> dict[str, str | Path | None]:
+    return {"policy": config.policy, "value": config.value}
+
+
+def _file(path: Path, name: str) -> Path:
+    """`path`, or the file `name` in it when it is a folder."""
+    path = path / name if path.is_dir() else path
+    if not path.is_file():
+        raise StoreError(f"no such file: {path}")
+    return path
+
+
+def _watch(progress: Progress, name: str, stored: Path, total: int) -> Callable[[Tree, bool], None]:
+    """Begin to show a search: trees that are ready, questions solved, tokens generated."""
+    done = sum(1 for _ in stored.open("rb")) if stored.exists() else 0
+    progress.stage(name, total, done=done)
+    seen = {"done": 0, "solved": 0, "tokens": 0}
+
+    def on_tree(tree: Tree, right: bool) -> None:
+        seen["done"] += 1
+        seen["solved"] += right
+        seen["tokens"] += tree.usage.policy_tokens
+        progress.update(seen["done"], total, solved=seen["solved"], tokens=seen["tokens"])
+
+    return on_tree
+
+
+def _accuracy_line(mode: str, metrics: Mapping[str, Any]) -> str:
+    low, high = metrics["interval"]
+    right, n, usage = metrics["correct"], metrics["n"], metrics["usage"]
+    tokens = f"{number(usage['policy_tokens'])} tokens generated, {number(usage['value_tokens'])} scored"
+    return f"{mode:<7} {right / n:6.1%} [{low:.1%}, {high:.1%}]  {right} of {n} right, {tokens}"
