@@ -175,8 +175,9 @@ def test_shared_parents_are_computed_once(tiny_model_dir: Path) -> None:
     chains = [Chain([*parent, last], [20, 21]) for last in (5, 6, 7)]
     hidden, computed = prefixes.extend(chains)
     assert sorted(computed) == [1, 1, 21]
+    plain = models.load_causal(tiny_model_dir, dtype="float32")
     for chain, state in zip(chains, hidden, strict=True):
-        expected = model.base_model(torch.tensor([chain.ids])).last_hidden_state[0, -1]
+        expected = plain.base_model(torch.tensor([chain.ids])).last_hidden_state[0, -1]
         assert torch.allclose(state, expected, atol=1e-5)
 
 

@@ -8,6 +8,7 @@ batch mates, though logits may differ in their last bits with the shape of the b
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -120,7 +121,7 @@ class TransformersPolicy:
         while True:
             # A request wider than the whole engine still runs, alone.
             most = room if jobs or self._rows else 1 << 30
-            letter = self._mail.take(lambda request, most=most: _width(request) <= most)
+            letter = self._mail.take(partial(_fits, room=most))
             if letter is None:
                 break
             job = self._job(letter)
@@ -235,8 +236,8 @@ class TransformersPolicy:
         self._rows.pop()
 
 
-def _width(request: Any) -> int:
-    return request.n if isinstance(request, Propose) else 1
+def _fits(request: Any, room: int) -> bool:
+    return not isinstance(request, Propose) or request.n <= room
 
 
 def _uniform(seed: int, index: int, position: int) -> float:
