@@ -1,0 +1,77 @@
+"""Settings of the two trainings."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from restmcts.settings import Settings
+
+
+class Training(Settings):
+    """What both trainings share."""
+
+    method: Literal["lora", "full"] = Field(
+        default="lora", description="lora: low-rank updates, merged when training ends; full: every weight"
+    )
+    lora_rank: int = Field(default=16, ge=1, le=1024, description="rank of the updates; their scale is fixed at 2")
+    lora_layers: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the layers, counted from the top, that get LoRA updates; less is faster and learns less",
+    )
+    learning_rate: float = Field(default=2e-4, gt=0, le=1, description="peak learning rate of AdamW")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="linear", description="how the learning rate goes after the warm-up: to zero, or not at all"
+    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the optimizer steps spent warming up")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW's weight decay")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="gradients longer than this are shortened to it")
+    epochs: int = Field(default=3, ge=1, le=1000, description="how often each row is seen")
+    batch_tokens: int = Field(
+        default=2048, ge=16, description="tokens of an optimizer step, padding included; a longer row is a step by itself"
+    )
+    micro_tokens: int = Field(
+        default=2048, ge=16, description="tokens of a forward pass; lower it when memory is short: results barely change"
+    )
+    max_length: int = Field(default=1024, ge=16, description="longest row in tokens, prompt included")
+    precision: Literal["auto", "bfloat16", "float32"] = Field(
+        default="auto",
+        description="of the arithmetic; auto: bfloat16 where the hardware is fast at it and the base is not float32",
+    )
+    gradient_checkpointing: bool = Field(default=False, description="recompute activations: less memory, 30 % slower")
+    start: Literal["previous", "base"] = Field(
+        default="previous", description="train the previous round's model further, or the first one anew on all rows"
+    )
+    checkpoint_seconds: float = Field(
+        default=120.0, ge=0, description="time between checkpoints, from which a killed training goes on"
+    )
+    device: str = Field(default="auto", description="auto: the first GPU, else the CPU; or a torch device")
+
+
+class PolicyTraining(Training):
+    """SFT on correct traces."""
+
+    traces_per_question: int | None = Field(default=4, ge=1, description="at most so many traces of one question")
+    pick: Literal["value", "random"] = Field(
+        default="value", description="which of them: the highest-valued ones, or a random draw"
+    )
+
+
+class ValueTraining(Training):
+    """Regression on the quality value of every labelled step (Eq. 37)."""
+
+    loss: Literal["mse", "bce"] = Field(
+        default="mse", description="squared error on v (the paper's), or cross-entropy with v as a soft label"
+    )
+    head_learning_rate: float | None = Field(
+        default=None, gt=0, le=1, description="peak learning rate of the scalar head; None: that of the rest"
+    )
+    traces_per_question: int | None = Field(
+        default=16, ge=1, description="at most so many leaves of one question's trees, half right and half wrong"
+    )
+    validation: float = Field(
+        default=0.0, ge=0, le=0.5, description="share of the questions kept out of training to measure the error on"
+    )
