@@ -1,7 +1,7 @@
 """Trees and their labels become rows to train on.
 
-    trees ── verify ──► correct ── label ──► labels ──┬─ policy_rows ──► what π imitates: correct traces
-                                                      └─ value_rows ───► what V regresses on: every labelled node, once
+    trees ── verify ──► correct ── label_trees ──► labels ──┬─ policy_rows ──► what π imitates: correct traces
+                                                            └─ value_rows ───► what V learns: every labelled node, once
 
 `worked_policy_rows` and `worked_value_rows` make the same rows from worked solutions, for the warm start (D_S0, D_V0).
 Everything here is plain Python over plain data: no tokenizer, no tensor.
@@ -9,121 +9,32 @@ Everything here is plain Python over plain data: no tokenizer, no tensor.
 
 from __future__ import annotations
 
-import json
 import math
 import random
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path as FilePath
-from typing import Any, Literal, Protocol, Self, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, Protocol
 
 from restmcts.errors import StoreError, TaskError
+from restmcts.rows import PolicyRow, TreeLabels, ValueRow, read_rows, write_rows
 from restmcts.seeds import derive_seed
-from restmcts.types import Problem, Step, Tree
+from restmcts.types import Problem, Tree
+from restmcts.worked import worked_policy_rows, worked_value_rows
+
+__all__ = [
+    "PolicyRow",
+    "TreeLabels",
+    "ValueRow",
+    "label_trees",
+    "policy_rows",
+    "read_rows",
+    "value_rows",
+    "verify",
+    "worked_policy_rows",
+    "worked_value_rows",
+    "write_rows",
+]
 
 Pick = Literal["value", "random"]
-
-
-class _Record:
-    """A dataclass whose fields are JSON, with `to_record` and `from_record` as inverses."""
-
-    def to_record(self) -> dict[str, Any]:
-        return asdict(self)  # type: ignore[call-overload, no-any-return]
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Rebuild a row; unknown keys are ignored. Raises ValueError naming the missing ones."""
-        names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-        missing = [name for name in names if name not in record]
-        if missing:
-            raise ValueError(f"{cls.__name__} record lacks {', '.join(missing)}")
-        return cls(**{name: record[name] for name in names})
-
-
-@dataclass(frozen=True, slots=True)
-class TreeLabels(_Record):
-    """What a verified tree says about its nodes: one entry per node, None where there is nothing to say.
-
-    `correct` is known for finished leaves; `m`, `r`, `w`, `v` are those of `rewards.Labels` (paper: Eqs. 1 and 2).
-    """
-
-    id: str
-    """of the problem; the n-th record belongs to the n-th tree"""
-    correct: list[bool | None]
-    m: list[float | None]
-    r: list[float | None]
-    w: list[float | None]
-    v: list[float | None]
-
-
-@dataclass(frozen=True, slots=True)
-class _TraceRow(_Record):
-    problem_id: str
-    question: str
-    steps: list[str]
-    step_ids: list[list[int] | None]
-    """the policy's own tokens of each step; None where the step was not made by a tokenizing engine"""
-    tokenizer: str | None
-    """fingerprint of the vocabulary that `step_ids` belong to"""
-
-    def problem(self) -> Problem:
-        return Problem(self.problem_id, self.question)
-
-    def path(self, tokenizer_id: str | None) -> tuple[Step, ...]:
-        """The trace as steps. Token ids of another vocabulary than `tokenizer_id` are left out."""
-        same = self.tokenizer is not None and self.tokenizer == tokenizer_id
-        return tuple(
-            Step(text, tuple(ids) if same and ids is not None else None)
-            for text, ids in zip(self.steps, self.step_ids, strict=True)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyRow(_TraceRow):
-    """A correct trace for the policy to imitate."""
-
-    value: float | None = None
-    """what the value model said of the whole trace, in [0, 1]; None if it was not asked"""
-    round: int = 0
-    """the round whose search found it; 0 is the warm start"""
-
-
-@dataclass(frozen=True, slots=True)
-class ValueRow(_TraceRow):
-    """A trace for the value model, with a label per step.
-
-    `labels[k]` is v of the partial solution that ends with step k, in [0, 1], or None where another row trains it.
-    `r[k]` says how wrong step k is (0 right, 1 wrong), None wherever `labels[k]` is.
-    """
-
-    labels: list[float | None]
-    r: list[float | None]
-
-
-Row = TypeVar("Row", bound=_Record)
-
-
-def write_rows(path: FilePath, rows: Iterable[_Record]) -> None:
-    """Write rows as JSON lines."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row.to_record(), ensure_ascii=False) + "\n" for row in rows)
-
-
-def read_rows(path: FilePath, kind: type[Row]) -> list[Row]:
-    """Read rows of one kind. Raises StoreError naming the file and the line that is not such a row."""
-    rows: list[Row] = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    try:
-                        rows.append(kind.from_record(json.loads(line)))
-                    except (ValueError, TypeError) as error:
-                        raise StoreError(f"{path}:{number}: not a {kind.__name__}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise StoreError(f"cannot read rows from {path}: {error}") from error
-    return rows
 
 
 # ---------------------------------------------------------------- trees to labels
@@ -280,7 +191,7 @@ def _paired(trees: Sequence[Tree], labels: Sequence[TreeLabels]) -> Iterable[tup
         raise StoreError(f"{len(labels)} label records for {len(trees)} trees: label the trees again")
     for tree, record in zip(trees, labels, strict=True):
         if record.id != tree.problem.id or len(record.v) != len(tree):
-            raise StoreError(f"labels of {record.id!r} do not fit the tree of {tree.problem.id!r}: label the trees again")
+            raise StoreError(f"labels of {record.id!r} do not fit the tree of {tree.problem.id!r}: label it again")
         yield tree, record
 
 
@@ -292,164 +203,3 @@ def _trace(tree: Tree, nodes: Sequence[int]) -> dict[str, Any]:
         "step_ids": [tree.ids[node] for node in nodes],
         "tokenizer": tree.models.get("tokenizer"),
     }
-
-
-# ---------------------------------------------------------------- worked examples to rows
-
-
-def worked_steps(problem: Problem, find_answer: Callable[[str], str | None] | None = None) -> list[str]:
-    """The steps of a worked solution: its lines, blank ones left out.
-
-    With `find_answer` (a task's), a solution whose last line holds no answer gets one more step that states it.
-    Raises TaskError when the problem has no solution, or no answer to close it with.
-    """
-    steps = [line.strip() for line in (problem.solution or "").splitlines() if line.strip()]
-    if not steps:
-        raise TaskError(f"problem {problem.id!r} has no worked solution: give `solution` with one step per line")
-    if find_answer is not None and find_answer(steps[-1]) is None:
-        if problem.answer is None:
-            raise TaskError(f"the solution of problem {problem.id!r} states no answer: end it with 'Answer: …'")
-        steps.append(f"Answer: {problem.answer}")
-    return steps
-
-
-def worked_policy_rows(
-    problems: Sequence[Problem], find_answer: Callable[[str], str | None] | None = None
-) -> list[PolicyRow]:
-    """D_S0: each worked solution as a trace to imitate."""
-    return [PolicyRow(**_worked(problem, worked_steps(problem, find_answer))) for problem in problems]
-
-
-def worked_value_rows(
-    problems: Sequence[Problem],
-    *,
-    corruptions: int = 3,
-    seed: int = 0,
-    find_answer: Callable[[str], str | None] | None = None,
-) -> list[ValueRow]:
-    """D_V0: each worked solution with v_k = k/K (Eq. 20), and `corruptions` wrong turns taken from it.
-
-    A wrong turn follows the solution for k steps and then takes a wrong one: the true next step with a number changed,
-    or, where it has none, a step from another problem. Its value is `wrong_step_value` (Eqs. 21 and 22). If the
-    changed number reaches the answer, the rest of the solution follows with the number carried on, and every further
-    step lowers the value by Eq. 2 with r = 1 and m kept (paper, rule 5 of the process rewards).
-    """
-    solutions = [worked_steps(problem, find_answer) for problem in problems]
-    rows: list[ValueRow] = []
-    for index, (problem, steps) in enumerate(zip(problems, solutions, strict=True)):
-        rng = random.Random(derive_seed(seed, "worked_value_rows", problem.id))
-        total = len(steps)
-        true_values: list[float | None] = [k / total for k in range(1, total + 1)]
-        rows.append(ValueRow(**_worked(problem, steps), labels=true_values, r=[0.0] * total))
-        turns: set[tuple[str, ...]] = {tuple(steps)}
-        for k in _spread(total, corruptions, rng):
-            wrong = _wrong_turn(steps, k, rng) or _stray_step(solutions, index, k, rng)
-            if wrong is None or tuple(wrong) in turns:
-                continue
-            turns.add(tuple(wrong))
-            values = wrong_values(k, total, len(wrong) - k)
-            blank: list[float | None] = [None] * k
-            rows.append(ValueRow(**_worked(problem, wrong), labels=blank + values, r=blank + [1.0] * len(values)))
-    return rows
-
-
-def wrong_step_value(k: int, total: int) -> float:
-    """v of a wrong step after `k` right ones in a solution of `total` steps (Eq. 22)."""
-    return max(0.0, (k - 1) / total + 1 / (total * (total - k + 1)))
-
-
-def wrong_values(k: int, total: int, count: int) -> list[float | None]:
-    """v of `count` wrong steps in a row after `k` right ones: Eq. 22, then Eqs. 1 and 2 with r = 1, m = total − k."""
-    v = wrong_step_value(k, total)
-    values: list[float | None] = [v]
-    for _ in range(count - 1):
-        v = max(0.0, v - (1 - v) / (total - k + 1))
-        values.append(v)
-    return values
-
-
-def _worked(problem: Problem, steps: list[str]) -> dict[str, Any]:
-    return {
-        "problem_id": problem.id,
-        "question": problem.question,
-        "steps": steps,
-        "step_ids": [None] * len(steps),
-        "tokenizer": None,
-    }
-
-
-def _spread(total: int, count: int, rng: random.Random) -> list[int]:
-    """`count` places 0 … total − 1 to go wrong at, each used once before any is used again."""
-    places: list[int] = []
-    while len(places) < count:
-        places += rng.sample(range(total), total)
-    return places[:count]
-
-
-_NUMBER = re.compile(r"(?<![\w.,])\d+(?:,\d{3})*(?:\.\d+)?(?![\w]|[.,]\d)")
-_STEP_NAME = re.compile(r"\s*(?:(?:step|line)\s*\d+|\(?\d+[.)](?!\d))\s*[:.)]?\s*", re.IGNORECASE)
-
-
-def _numbers(text: str) -> list[re.Match[str]]:
-    """The numbers a step talks about; the one in a leading "Step 3:" is not one of them."""
-    name = _STEP_NAME.match(text)
-    return list(_NUMBER.finditer(text, name.end() if name else 0))
-
-
-def _wrong_turn(steps: Sequence[str], k: int, rng: random.Random) -> list[str] | None:
-    """The first `k` steps, then step k + 1 with a number changed; None if it has no number. See `worked_value_rows`."""
-    numbers = _numbers(steps[k])
-    if not numbers:
-        return None
-    # Slips are mostly in the result, which steps state last; the rest are wrongly copied numbers.
-    number = numbers[-1] if rng.random() < 0.7 else rng.choice(numbers)
-    changed = perturb(number.group(), rng)
-    wrong = steps[k][: number.start()] + changed + steps[k][number.end() :]
-    carried = [_replace(step, number.group(), changed) for step in steps[k + 1 :]]
-    if carried and carried[-1] == steps[-1]:  # the slip does not reach the answer: what follows would be right
-        carried = []
-    return [*steps[:k], wrong, *carried]
-
-
-def _replace(text: str, old: str, new: str) -> str:
-    """`text` with the number `old` replaced by `new` wherever it stands alone."""
-    for number in reversed(_numbers(text)):
-        if number.group() == old:
-            text = text[: number.start()] + new + text[number.end() :]
-    return text
-
-
-def perturb(number: str, rng: random.Random) -> str:
-    """A different number of the same form: off by a little, by ten, a digit changed, or two digits swapped."""
-    while True:
-        digits = [i for i, c in enumerate(number) if c.isdigit()]
-        match rng.randrange(3):
-            case 0:
-                changed = _shift(number, rng.choice((-2, -1, 1, 2, -10, 10)))
-            case 1:
-                i = rng.choice(digits)
-                changed = number[:i] + rng.choice("0123456789") + number[i + 1 :]
-            case _:
-                i, j = sorted(rng.choices(digits, k=2))
-                changed = number if i == j else number[:i] + number[j] + number[i + 1 : j] + number[i] + number[j + 1 :]
-        leading_zero = len(changed) > 1 and changed[0] == "0" and changed[1].isdigit()
-        if changed != number and not leading_zero and float(changed.replace(",", "")) != float(number.replace(",", "")):
-            return changed
-
-
-def _shift(number: str, by: int) -> str:
-    """`number` plus `by` units of its last digit, written like it; its absolute value if that is negative."""
-    plain = number.replace(",", "")
-    decimals = len(plain.partition(".")[2])
-    units = abs(int(plain.replace(".", "")) + by)
-    whole, rest = divmod(units, 10**decimals)
-    return (f"{whole:,}" if "," in number else str(whole)) + (f".{rest:0{decimals}d}" if decimals else "")
-
-
-def _stray_step(solutions: Sequence[list[str]], index: int, k: int, rng: random.Random) -> list[str] | None:
-    """The first `k` steps of a solution, then a step from another one; None if there is no other."""
-    others = [i for i in range(len(solutions)) if i != index]
-    if not others:
-        return None
-    step = rng.choice(solutions[rng.choice(others)])
-    return None if step == solutions[index][k] else [*solutions[index][:k], step]

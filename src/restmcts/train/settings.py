@@ -31,10 +31,14 @@ class Training(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients longer than this are shortened to it")
     epochs: int = Field(default=3, ge=1, le=1000, description="how often each row is seen")
     batch_tokens: int = Field(
-        default=2048, ge=16, description="tokens of an optimizer step, padding included; a longer row is a step by itself"
+        default=2048,
+        ge=16,
+        description="tokens of an optimizer step, padding included (a longer row counts as one step)",
     )
     micro_tokens: int = Field(
-        default=2048, ge=16, description="tokens of a forward pass; lower it when memory is short: results barely change"
+        default=2048,
+        ge=16,
+        description="tokens of a forward pass; lower it when memory is short: results barely change",
     )
     max_length: int = Field(default=1024, ge=16, description="longest row in tokens, prompt included")
     precision: Literal["auto", "bfloat16", "float32"] = Field(
