@@ -39,6 +39,11 @@ def raising(error: BaseException):
             2,
             "error: out of memory",
         ),
+        (
+            ModuleNotFoundError("No", name="torch.nn"),
+            2,
+            "error: torch.nn is not installed; run: pip install 'restmcts[hf]'",
+        ),
         (KeyboardInterrupt(), 130, "interrupted; finished work is kept, go on with: restmcts run --out 'a b'"),
     ],
 )

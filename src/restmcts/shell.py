@@ -16,6 +16,14 @@ from collections.abc import Callable, Sequence
 
 from restmcts.errors import RestmctsError
 
+_EXTRAS = {
+    **dict.fromkeys(
+        ("accelerate", "datasets", "gguf", "peft", "pyarrow", "safetensors", "torch", "transformers", "trl"), "hf"
+    ),
+    "reasoning_gym": "demo",
+}
+"""libraries that are not in the core, and the extra that brings them"""
+
 DONE, BUG, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
 
@@ -48,6 +56,8 @@ def one_line(error: BaseException) -> str | None:
     """What to tell about an error that a person can do something about; None for one that is a bug."""
     if isinstance(error, RestmctsError):
         return _flat(str(error))
+    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get(str(error.name).split(".")[0])):
+        return f"{error.name} is not installed; run: pip install 'restmcts[{extra}]'"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"disk full{_at(error)}; free some space and run the same command again, finished work is kept"
     if isinstance(error, PermissionError):
