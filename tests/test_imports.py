@@ -22,7 +22,7 @@ LAYERS = [
     ["rows", "worked", "drive", "datasets", "train"],
     ["config", "evaluate", "results", "report"],
     ["job", "stages", "loop"],
-    ["commands", "cli", "__main__", "__init__"],
+    ["api", "commands", "cli", "__main__", "__init__"],
 ]
 FORBIDDEN = {
     "search": {"engines", "models", "store", "files"},
@@ -91,7 +91,7 @@ def test_the_package_loads_at_once_and_loads_nothing_heavy():
         ["types", "errors", "settings", "seeds", "files", "lock", "store", "encoding", "metrics", "tables", "shell"],
         ["tasks", "tasks.load", "tasks.grade", "search", "rewards", "engines", "engines.settings", "engines.scripted"],
         ["drive", "datasets", "train", "train.settings"],
-        ["config", "evaluate", "results", "report", "job", "stages", "loop", "commands", "cli"],
+        ["config", "evaluate", "results", "report", "job", "stages", "loop", "api", "commands", "cli"],
     ],
     ids=" ".join,
 )
@@ -115,6 +115,13 @@ def test_help_is_there_at_once():
     runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
     assert "self-training" in runs[0].stdout
     assert min(float(run.stderr) for run in runs) < 0.5
+
+
+def test_type_checkers_see_the_same_public_names():
+    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert seen == {name: f"restmcts.{module}" for name, module in restmcts._MODULE_OF.items()}
 
 
 def test_every_public_name_is_there():

@@ -7,18 +7,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from restmcts import datasets, drive
+from restmcts import datasets
+from restmcts.api import solve
 from restmcts.config import RunConfig
 from restmcts.console import Progress, number
 from restmcts.engines import Engines
 from restmcts.errors import ConfigError, StoreError
 from restmcts.evaluate import TREES, evaluate, search_all
 from restmcts.job import OpenOnDemand, models_and_files
-from restmcts.search import SEARCHES
 from restmcts.seeds import derive_seed
 from restmcts.stages import DATA_FILES, LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.store import RunFolder, StageFolder, read_jsonl, write_jsonl
-from restmcts.tasks import get_task
 from restmcts.tasks.grade import Grader
 from restmcts.tasks.load import load_problems
 from restmcts.types import Problem, Tree, Usage
@@ -32,21 +31,8 @@ def solve_question(config: RunConfig, question: str) -> Tree:
     """The search tree of one question."""
     if not question.strip():
         raise ConfigError("the question is empty; write it in quotes")
-    problem = Problem("question", question, task=config.task)
-    get_task(config.task)
-    found: list[Tree] = []
     with OpenOnDemand(lambda: open_engines(config)) as engines:
-        drive.run(
-            [problem],
-            SEARCHES[config.search.method],
-            config.search,
-            engines(),
-            task_of=lambda problem: get_task(problem.task),
-            seed=config.seed,
-            concurrency=1,
-            on_tree=found.append,
-        )
-    return found[0]
+        return solve(Problem("question", question, task=config.task), engines(), config.search, seed=config.seed)
 
 
 def print_solution(tree: Tree) -> None:
