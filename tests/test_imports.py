@@ -118,9 +118,9 @@ def test_help_is_there_at_once():
 
 
 def test_type_checkers_see_the_same_public_names():
-    tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    stub = ast.parse((SOURCE / "__init__.pyi").read_text(encoding="utf-8"))
+    imports = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    seen = {alias.asname: node.module for node in imports for alias in node.names}
     assert seen == {name: f"restmcts.{module}" for name, module in restmcts._MODULE_OF.items()}
 
 

@@ -46,7 +46,7 @@ def test_what_is_in_the_wheel(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     modules = {f"restmcts/{file.relative_to(ROOT / 'src' / 'restmcts')}" for file in (ROOT / "src").rglob("*.py")}
     assert modules <= set(names)
-    assert {"restmcts/py.typed", "restmcts/presets/demo.yaml"} <= set(names)
+    assert {"restmcts/py.typed", "restmcts/__init__.pyi", "restmcts/presets/demo.yaml"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"restmcts"}
 
