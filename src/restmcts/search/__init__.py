@@ -1,0 +1,25 @@
+"""How to look for a solution: one generator function per method. Search does no input or output.
+
+A method yields requests and is sent replies; `drive` connects it to engines, a test to `next` and `send`:
+
+    search = mcts_star(problem, SearchSettings(), seed=0, task=get_task("math"))
+    request = next(search)               # Propose(…)
+    request = search.send(Proposals(…))  # Score(…)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+
+from restmcts.search.chains import cot, sample
+from restmcts.search.mcts_star import mcts_star
+from restmcts.search.settings import SearchSettings
+from restmcts.tasks import Task
+from restmcts.types import Problem, Reply, Request, Tree
+
+Method = Callable[[Problem, SearchSettings, int, Task], Generator[Request, Reply, Tree]]
+"""(problem, settings, seed, task) → a generator of requests that returns its tree"""
+
+SEARCHES: dict[str, Method] = {"mcts_star": mcts_star, "cot": cot, "sample": sample}
+
+__all__ = ["SEARCHES", "Method", "SearchSettings", "cot", "mcts_star", "sample"]
