@@ -1,6 +1,10 @@
-# make run    set up once, then take the embedded model through the self-training loop (runs/demo)
-# make test   set up once, then lint, types and every test
-# Override: PYTHON=python3.12, OUT=runs/other, ARGS="--seed 1", VENV=/elsewhere
+# make run         set up once, then take the embedded model through the self-training loop (runs/demo)
+# make test        set up once, then lint, types and every test
+# make test-quick  the tests that need no model and build nothing
+# make lint        ruff and mypy
+# make wheel       build the wheel into dist/
+# make clean       remove the virtual environment and build outputs; runs stay
+# Override: PYTHON=python3.12, OUT=runs/other, ARGS="--seed 1", VENV=elsewhere
 
 VENV ?= .venv
 OUT  ?= runs/demo
@@ -17,7 +21,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 .PHONY: help venv run test lint test-quick wheel clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -3
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
 
 venv: $(READY)
 
@@ -38,7 +42,7 @@ run: $(READY)
 	$(BIN)/restmcts run --preset demo --out $(OUT) $(ARGS)
 
 lint: $(READY)
-	$(BIN)/ruff check src tests
+	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 test-quick: $(READY)
