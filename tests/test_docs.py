@@ -1,0 +1,96 @@
+"""The documentation is true: its commands parse, those that need no model run, its Python example runs on a model."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from restmcts import cli
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STAND_IN = {"runs/mine/round-2/policy": "scripted", "work/policy": "scripted"}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith("restmcts ")]
+
+
+EVERY_COMMAND = [command for page in PAGES for command in commands(page)]
+
+
+def test_there_are_commands_to_check():
+    assert len(EVERY_COMMAND) > 8
+
+
+class Parsed(Exception):
+    """The command line was understood and its settings exist."""
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND)
+def test_commands_parse_and_their_settings_exist(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text("policy: embedded\n")
+    read_settings = cli._settings
+
+    def stop(*args, **flags):
+        read_settings(*args, **flags)
+        raise Parsed
+
+    def parsed(*_, **__):
+        raise Parsed
+
+    monkeypatch.setattr(cli, "_settings", stop)
+    monkeypatch.setattr("restmcts.commands.write_generated", parsed)
+    monkeypatch.setattr("restmcts.report.combine", parsed)
+    with pytest.raises(Parsed):
+        cli._dispatch(shlex.split(command)[1:])
+
+
+def on_the_scripted_engine(command: str) -> list[str]:
+    """The command with models replaced by the engine that needs none."""
+    words = shlex.split(command)[1:]
+    if "--value" in words:
+        at = words.index("--value")
+        del words[at : at + 2]
+    return [STAND_IN.get(word, word) for word in words]
+
+
+def test_commands_that_need_no_training_run(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("reasoning_gym", reason="the built-in set needs the extra `demo`")
+    monkeypatch.chdir(tmp_path)
+    for command in commands(ROOT / "README.md"):
+        words = on_the_scripted_engine(command)
+        if words[0] in ("run", "report", "train"):
+            continue
+        code = cli._dispatch([*words, *(["--quiet"] if words[0] not in ("solve", "generate") else [])])
+        assert code in (None, 0) or (words[0] == "solve" and code == 1), capsys.readouterr()
+    assert (tmp_path / "work" / "search" / "trees.jsonl").stat().st_size > 0
+    assert (tmp_path / "work" / "label" / "labels.jsonl").stat().st_size > 0
+
+
+@pytest.mark.model
+def test_the_python_example_runs(tmp_path, tiny_model_dir, tiny_value_dir, monkeypatch):
+    """Word for word, on tiny models, in the README's own paths."""
+    (tmp_path / "runs" / "mine" / "round-2").mkdir(parents=True)
+    os.symlink(tiny_model_dir, tmp_path / "runs" / "mine" / "round-2" / "policy")
+    os.symlink(tiny_value_dir, tmp_path / "runs" / "mine" / "round-2" / "value")
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks(ROOT / "README.md", "python")
+    assert len(example.splitlines()) <= 16
+    exec(compile(example, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
