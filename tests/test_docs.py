@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import restmcts
 from restmcts import cli
 
 ROOT = Path(__file__).parents[1]
@@ -94,3 +95,15 @@ def test_the_python_example_runs(tmp_path, tiny_model_dir, tiny_value_dir, monke
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+def test_the_search_method_of_the_guide_works(monkeypatch):
+    from restmcts.engines.scripted import scripted_engines
+    from restmcts.search import SEARCHES
+
+    (example,) = blocks(ROOT / "docs" / "extending.md", "python")
+    monkeypatch.setitem(SEARCHES, "best_first", None)  # so that it is taken out again
+    exec(compile(example, "extending.md", "exec"), {})
+    tree = restmcts.solve("What is 2 + 3?", scripted_engines(), restmcts.SearchSettings(method="best_first"))
+    assert tree.stop in ("done", "iterations")
+    assert len(tree) > 1
