@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from restmcts.datasets import worked_policy_rows, worked_value_rows
 from restmcts.errors import TaskError
@@ -58,7 +58,7 @@ def test_a_wrong_step_has_the_value_of_equations_1_and_2(case: tuple[int, int]) 
     expected = max(v + (1 - v) / (m + 1) * (1 - 2 * 1), 0)
     assert wrong_step_value(k, total) == pytest.approx(expected, abs=1e-12)
     values = wrong_values(k, total, 6)
-    assert all(b is not None and a is not None and 0 <= b <= a < 1 for a, b in zip(values, values[1:], strict=False))
+    assert all(b is not None and a is not None and 0 <= b <= a < 1 for a, b in pairwise(values))
 
 
 def test_values_by_hand() -> None:

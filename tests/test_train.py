@@ -1,0 +1,128 @@
+"""What both trainings share: batches, precision, LoRA, checkpoints, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+
+pytest.importorskip("torch")
+
+import torch
+
+from restmcts.errors import TrainError
+from restmcts.train.common import IGNORED, Example, add_lora, collate, one_line_errors, plan_batches, precision_of
+from restmcts.train.settings import PolicyTraining, Training, ValueTraining
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+# ---------------------------------------------------------------- batches
+
+
+@given(
+    st.lists(st.integers(1, 300), min_size=1, max_size=60),
+    st.integers(16, 600),
+    st.integers(16, 600),
+    st.integers(1, 3),
+    st.integers(0, 5),
+)
+def test_a_plan_holds_every_row_once_per_epoch(
+    lengths: list[int], batch: int, micro: int, epochs: int, seed: int
+) -> None:
+    settings = Training(batch_tokens=batch, micro_tokens=micro, epochs=epochs)
+    plan = plan_batches(lengths, settings, seed)
+    rows = [row for rows in plan.batches for row in rows]
+    assert len(rows) == epochs * len(lengths)
+    for epoch in range(epochs):
+        part = rows[epoch * len(lengths) : (epoch + 1) * len(lengths)]
+        assert sorted(part) == list(range(len(lengths)))
+    for members in plan.batches:
+        assert len(members) == 1 or len(members) * max(lengths[row] for row in members) <= min(batch, micro)
+    assert [row for i in range(plan.steps) for row in plan.step(i)] == rows
+    assert plan == plan_batches(lengths, settings, seed)
+
+
+def test_little_is_spent_on_padding() -> None:
+    lengths = [40 + (i * 7919) % 160 for i in range(300)]
+    plan = plan_batches(lengths, Training(batch_tokens=2048, epochs=2), 0)
+    padded = sum(len(rows) * max(lengths[row] for row in rows) for rows in plan.batches)
+    assert padded < 1.08 * 2 * sum(lengths)
+    assert plan.batches[: len(plan.batches) // 2] != plan.batches[len(plan.batches) // 2 :]
+
+
+def test_smaller_passes_keep_the_optimizer_step() -> None:
+    plan = plan_batches([100] * 64, Training(batch_tokens=1600, micro_tokens=400, epochs=1), 0)
+    assert (plan.accumulate, plan.steps, len(plan.step(0))) == (4, 4, 16)
+
+
+def test_collate_pads_on_the_right() -> None:
+    batch = collate([Example([5, 6, 7], [IGNORED, 6, 7]), Example([8], [IGNORED])], 9, torch.long)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [IGNORED] * 3]
+
+
+# ---------------------------------------------------------------- models
+
+
+def test_trained_weights_are_float32_whatever_is_stored() -> None:
+    bf16, fp32, fp16 = torch.bfloat16, torch.float32, torch.float16
+    lora, full = PolicyTraining(precision="bfloat16"), PolicyTraining(precision="bfloat16", method="full")
+    assert precision_of(bf16, lora, "cpu").weights == bf16  # frozen: LoRA's own weights are float32
+    assert precision_of(bf16, full, "cpu").weights == fp32
+    assert precision_of(fp16, lora, "cpu").weights == fp32
+    assert precision_of(bf16, PolicyTraining(precision="float32"), "cpu").weights == fp32
+    plain = precision_of(fp32, PolicyTraining(), "cpu")
+    assert (plain.weights, plain.stored, plain.mixed) == (fp32, fp32, False)
+
+
+@pytest.mark.parametrize(("share", "layers"), [(1.0, {0, 1}), (0.5, {1}), (0.1, {1})])
+def test_lora_goes_to_the_upper_layers(tiny_model_dir: Path, share: float, layers: set[int]) -> None:
+    from restmcts.models import load_causal
+
+    model = add_lora(load_causal(tiny_model_dir), Training(lora_layers=share), 0, task_type="CAUSAL_LM")
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert {int(name.split(".layers.")[1].split(".")[0]) for name in trained} == layers
+    assert len(trained) == len(layers) * 7 * 2
+    assert all("lora_" in name for name in trained)
+
+
+# ---------------------------------------------------------------- settings and errors
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_running_out_of_memory_is_one_line_with_a_remedy(tmp_path: Path, error: BaseException) -> None:
+    with (
+        pytest.raises(TrainError, match=r"out of memory.*lower micro_tokens \(now 512\)") as caught,
+        one_line_errors(ValueTraining(micro_tokens=512), tmp_path),
+    ):
+        raise error
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_one_line_with_a_remedy(tmp_path: Path) -> None:
+    with (
+        pytest.raises(TrainError, match=r"cannot write .*No space left on device; free some space"),
+        one_line_errors(ValueTraining(), tmp_path),
+    ):
+        raise OSError(28, "No space left on device")
+
+
+def test_other_errors_pass_through(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="a bug"), one_line_errors(ValueTraining(), tmp_path):
+        raise RuntimeError("a bug")
+
+
+@pytest.mark.parametrize("bad", [{"epochs": 0}, {"learning_rate": 0}, {"lora_layers": 0}, {"rank": 3}, {"warmup": 1}])
+def test_settings_refuse_what_makes_no_sense(bad: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=next(iter(bad))):
+        PolicyTraining(**bad)
