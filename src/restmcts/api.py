@@ -9,7 +9,7 @@ from restmcts import datasets, drive
 from restmcts.engines import Engines
 from restmcts.errors import ConfigError
 from restmcts.rows import TreeLabels
-from restmcts.search import SEARCHES
+from restmcts.search import get_search
 from restmcts.search.settings import SearchSettings
 from restmcts.tasks import get_task
 from restmcts.tasks.grade import Grader
@@ -20,7 +20,7 @@ def solve(problem: Problem | str, engines: Engines, settings: SearchSettings | N
     """Search one question with the method that `settings` names; the same seed and engines give the same tree.
 
     `tree.final_answer` is the answer (None when nothing finished) and `tree.path(tree.result)` its steps. The engines
-    stay open. Raises ConfigError for an empty question, EngineError when an engine is gone for good.
+    stay open. Raises ConfigError for an empty question or an unknown method, EngineError for an engine gone for good.
     """
     if isinstance(problem, str):
         problem = Problem("question", problem)
@@ -31,7 +31,7 @@ def solve(problem: Problem | str, engines: Engines, settings: SearchSettings | N
     found: list[Tree] = []
     drive.run(
         [problem],
-        SEARCHES[settings.method],
+        get_search(settings.method),
         settings,
         engines,
         task_of=lambda _: task,

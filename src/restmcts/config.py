@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from restmcts.encoding import PromptSettings
 from restmcts.engines.settings import EngineSettings
 from restmcts.errors import ConfigError
+from restmcts.search import get_search
 from restmcts.search.settings import SearchSettings
 from restmcts.settings import Settings
 from restmcts.train.settings import PolicyTraining, ValueTraining
@@ -171,7 +172,10 @@ def load_config(
     raw = merged(raw, given)
     for override in overrides:
         raw = merged(raw, _parse_override(override))
-    return build(RunConfig, raw)
+    config = build(RunConfig, raw)
+    for settings in (config.search, config.evaluate.search):
+        get_search(settings.method)
+    return config
 
 
 def build(model: type[S], raw: Mapping[str, Any], *, prefix: str = "") -> S:

@@ -10,7 +10,9 @@ A method yields requests and is sent replies; `drive` connects it to engines, a 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from difflib import get_close_matches
 
+from restmcts.errors import ConfigError
 from restmcts.search.chains import cot, sample
 from restmcts.search.mcts_star import mcts_star
 from restmcts.search.settings import SearchSettings
@@ -22,4 +24,15 @@ Method = Callable[[Problem, SearchSettings, int, Task], Generator[Request, Reply
 
 SEARCHES: dict[str, Method] = {"mcts_star": mcts_star, "cot": cot, "sample": sample}
 
-__all__ = ["SEARCHES", "Method", "SearchSettings", "cot", "mcts_star", "sample"]
+
+
+def get_search(name: str) -> Method:
+    """The method of that name. Raises ConfigError with the nearest name when there is none."""
+    if name not in SEARCHES:
+        near = get_close_matches(name, SEARCHES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(SEARCHES)}"
+        raise ConfigError(f"unknown search method {name!r}; {hint}")
+    return SEARCHES[name]
+
+
+__all__ = ["SEARCHES", "Method", "SearchSettings", "cot", "get_search", "mcts_star", "sample"]

@@ -1,0 +1,272 @@
+"""The command line on the scripted engine: each stage by itself, resuming, and one clear line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from restmcts import cli
+from restmcts.shell import guarded
+from restmcts.store import RunFolder, read_jsonl
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def restmcts(capsys, tmp_path, monkeypatch):
+    """Run a command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> Said:
+        capsys.readouterr()
+        code = guarded(cli._dispatch, list(map(str, words)))
+        return Said(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def problems(tmp_path) -> Path:
+    return write_problems(tmp_path / "problems.jsonl", 12)
+
+
+def write_problems(path: Path, count: int) -> Path:
+    lines = [{"id": f"p{i}", "question": f"What is {i} + {i + 1}?", "answer": str(2 * i + 1)} for i in range(count)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def assert_one_line(said: Said, *parts: str, code: int = 2) -> None:
+    assert said.code == code, said
+    assert said.err.count("\n") == 1, said.err
+    assert said.err.startswith("error: ")
+    for part in parts:
+        assert part in said.err
+
+
+SEARCH = ("search", "--policy", "scripted", "--set", "search.iterations=4", "-q")
+
+# ---------------------------------------------------------------- each stage by itself
+
+
+def test_version_and_help(restmcts):
+    assert restmcts("version").out.startswith("restmcts 0.")
+    assert "self-training" in restmcts().out
+    for command in ("run", "solve", "search", "label", "evaluate", "generate", "report", "train"):
+        assert restmcts(command, "--help").code == 0
+
+
+def test_solve_shows_steps_values_answer_and_cost(restmcts):
+    said = restmcts("solve", "What is 2 + 3?", "--policy", "scripted", "--set", "search.iterations=6")
+    *steps, answer, cost = said.out.splitlines()
+    assert answer.startswith(("answer: ", "no answer found"))
+    assert said.code == (0 if answer.startswith("answer") else 1)
+    assert all(0 <= float(line.split()[1]) <= 1 for line in steps)
+    assert cost.startswith("cost: ")
+    assert "tokens generated" in cost
+
+
+def test_solve_as_json_is_a_tree_and_depends_on_the_seed_alone(restmcts):
+    def tree(seed):
+        record = json.loads(restmcts("solve", "What is 2 + 3?", "--policy", "scripted", "--json", "--seed", seed).out)
+        del record["usage"]
+        return record
+
+    assert tree(1)["schema"] == 1
+    assert tree(1) == tree(1)
+    assert tree(1)["text"] != tree(2)["text"]
+
+
+def test_search_label_evaluate_on_files(restmcts, problems):
+    said = restmcts(*SEARCH, "--problems", problems, "--out", "work/search")
+    assert said.code == 0
+    assert said.out.startswith("12 trees")
+    trees = list(read_jsonl("work/search/trees.jsonl"))
+    assert sorted(tree["id"] for tree in trees) == sorted(f"p{i}" for i in range(12))
+    assert all(tree["settings"]["iterations"] == 4 for tree in trees)
+
+    said = restmcts("label", "work/search", "--out", "work/label", "-q")
+    assert said.code == 0
+    labels = list(read_jsonl("work/label/labels.jsonl"))
+    assert [record["id"] for record in labels] == [tree["id"] for tree in trees]
+    assert [len(record["v"]) for record in labels] == [len(tree["parent"]) for tree in trees]
+    again = restmcts("label", "work/search/trees.jsonl", "--out", "work/soft", "--set", "labels.estimate=soft", "-q")
+    assert again.code == 0
+
+    said = restmcts("evaluate", "--policy", "scripted", "--problems", problems, "--out", "work/evaluate", "-q")
+    assert said.code == 0
+    greedy, search, _ = said.out.splitlines()
+    assert greedy.startswith("greedy")
+    assert search.startswith("search")
+    assert "of 12 right" in search
+
+
+def test_the_same_command_again_does_nothing_again(restmcts, problems):
+    command = (*SEARCH, "--problems", problems, "--out", "found")
+    first = restmcts(*command)
+    stamp = os.stat("found/trees.jsonl").st_mtime_ns
+    second = restmcts(*command)
+    assert "is finished: nothing was run again" in second.out
+    assert second.out.splitlines()[-1] == first.out.splitlines()[-1]
+    assert os.stat("found/trees.jsonl").st_mtime_ns == stamp
+
+
+def test_speed_settings_may_change_and_result_settings_may_not(restmcts, problems):
+    command = (*SEARCH, "--problems", problems, "--out", "found")
+    assert restmcts(*command).code == 0
+    assert restmcts(*command, "--set", "engine.concurrency=3").code == 0
+    said = restmcts(*command, "--set", "search.iterations=5")
+    assert_one_line(said, "found was made with search.iterations = 4 (now 5)", "another --out")
+    assert_one_line(restmcts(*command, "--seed", 1), "found was made with seed = 0 (now 1)")
+    write_problems(problems, 13)
+    assert_one_line(restmcts(*command), "was made from another problems")
+
+
+def as_found(folder: Path) -> dict[str, object]:
+    """The trees of a search by id, less what time it took."""
+    trees = {}
+    for record in read_jsonl(folder / "trees.jsonl"):
+        record["usage"].pop("seconds")
+        assert record["id"] not in trees, "searched twice"
+        trees[record["id"]] = record
+    return trees
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+def test_an_interrupted_search_resumes_to_what_a_straight_one_finds(restmcts, tmp_path, how):
+    problems = write_problems(tmp_path / "many.jsonl", 400)
+    command = [*SEARCH, "--problems", str(problems), "--set", "engine.concurrency=4"]
+    killed = subprocess.Popen(
+        [sys.executable, "-m", "restmcts", *command, "--out", "cut"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    found = tmp_path / "cut" / "trees.jsonl"
+    while killed.poll() is None and not (found.exists() and found.stat().st_size > 100):
+        time.sleep(0.002)
+    killed.send_signal(how)
+    _, err = killed.communicate()
+    if how == signal.SIGINT and killed.returncode != 0:
+        assert killed.returncode == 130
+        assert err.startswith("interrupted; finished work is kept, go on with: restmcts search --policy scripted")
+    done = found.read_bytes().count(b"\n")
+    assert restmcts(*command, "--out", "cut").code == 0
+    assert restmcts(*command, "--out", "straight").code == 0
+    assert done > 0
+    assert as_found(tmp_path / "cut") == as_found(tmp_path / "straight")
+
+
+def test_generate_writes_three_files_that_load_again(restmcts):
+    pytest.importorskip("reasoning_gym", reason="the built-in set needs the extra `demo`")
+    said = restmcts("generate", "--out", "data", "--train", 9, "--heldout", 5, "--worked", 3)
+    assert said.code == 0
+    counts = {name: len(list(read_jsonl(f"data/{name}.jsonl"))) for name in ("train", "heldout", "worked")}
+    assert counts == {"train": 9, "heldout": 5, "worked": 3}
+    assert restmcts(*SEARCH, "--problems", "data/train.jsonl", "--out", "found").out.startswith("9 trees")
+
+
+# ---------------------------------------------------------------- bad input
+
+GOOD = '{"id": "a", "question": "What is 1 + 1?", "answer": "2"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ["problems.jsonl"]),
+        (GOOD + '{"question": \n', ["problems.jsonl", "2"]),
+        (GOOD + '{"no": "question"}\n', ["problems.jsonl", "2", "question"]),
+        (GOOD + GOOD, ["'a'"]),
+        ("", ["problems.jsonl"]),
+    ],
+    ids=["missing", "malformed", "no question", "same id twice", "empty"],
+)
+def test_bad_problem_files(restmcts, tmp_path, content, parts):
+    if content is not None:
+        (tmp_path / "problems.jsonl").write_text(content)
+    assert_one_line(restmcts(*SEARCH, "--problems", "problems.jsonl", "--out", "found"), *parts)
+
+
+def test_an_answer_is_needed_to_evaluate_and_not_to_search(restmcts, tmp_path):
+    (tmp_path / "problems.jsonl").write_text('{"question": "What is 1 + 1?"}\n')
+    assert restmcts(*SEARCH, "--problems", "problems.jsonl", "--out", "found").code == 0
+    said = restmcts("evaluate", "--policy", "scripted", "--problems", "problems.jsonl", "--out", "measured")
+    assert_one_line(said, "problems.jsonl", "answer")
+    assert_one_line(restmcts("label", "found", "--out", "labels"), "answer")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["solve", "What?"], ["no policy; give --policy"]),
+        (["solve", " ", "--policy", "scripted"], ["question is empty"]),
+        (["search", "--policy", "scripted", "--out", "x"], ["no problems; give --problems"]),
+        (["solve", "What?", "--set", "search.iteration=3"], ["did you mean 'search.iterations'?"]),
+        (["solve", "What?", "--set", "search.alpha=3"], ["search.alpha = 3: it must be less than or equal to 1"]),
+        (["solve", "What?", "--policy", "scripted", "--set", "search.method=mtcs_star"], ["did you mean 'mcts_star'?"]),
+        (["solve", "What?", "--policy", "scripted", "--set", "task=maths"], ["did you mean 'math'?"]),
+        (["solve", "What?", "--config", "none.yaml"], ["no such config file: none.yaml"]),
+        (["run"], ["no policy"]),
+        (["run", "--policy", "embedded"], ["no problems"]),
+        (["run", "--policy", "scripted", "--problems", "p.jsonl"], ["scripted"]),
+        (["run", "--preset", "dmo"], ["did you mean 'demo'?"]),
+        (["run", "--preset", "demo", "--rounds", "-1"], ["rounds = -1"]),
+        (["run", "--preset", "demo", "--rounds", "two"], ["'two'"]),
+        (["run", "--preset", "demo", "--out", "r", "--redo", "round-1/search"], ["no stage 'round-1/search'"]),
+        (["label", "none.jsonl", "--out", "x"], ["no such file: none.jsonl"]),
+        (["train", "policy", "none.jsonl", "--base", "embedded", "--out", "x"], ["no such file: none.jsonl"]),
+        (["report", "none"], ["none holds no results"]),
+        (["serach"], ["serach"]),
+        (["solve", "What?", "--polcy", "x"], ["--polcy"]),
+        (["solve"], ["QUESTION"]),
+        (["generate", "demos", "--out", "x"], ["'demos'"]),
+    ],
+)  # fmt: skip
+def test_bad_words(restmcts, words, parts):
+    assert_one_line(restmcts(*words), *parts)
+
+
+def test_an_output_folder_in_use_or_impossible(restmcts, problems, tmp_path):
+    with RunFolder(tmp_path / "taken"):
+        said = restmcts(*SEARCH, "--problems", problems, "--out", "taken")
+    assert_one_line(said, f"taken is in use by process {os.getpid()}")
+    assert_one_line(restmcts(*SEARCH, "--problems", problems, "--out", problems), "a file is where a folder is needed")
+
+
+def test_damaged_trees_are_named(restmcts, tmp_path):
+    (tmp_path / "trees.jsonl").write_text('{"schema": 1}\n')
+    assert_one_line(restmcts("label", "trees.jsonl", "--out", "x"), "trees.jsonl, record 1")
+    (tmp_path / "trees.jsonl").write_text("{\n")
+    assert_one_line(restmcts("label", "trees.jsonl", "--out", "y"), "trees.jsonl, line 1")
+
+
+@pytest.mark.model
+def test_bad_models(restmcts, problems, tmp_path, tiny_model_dir):
+    import shutil
+
+    (tmp_path / "empty").mkdir()
+    solve = ("solve", "What?", "--policy")
+    assert_one_line(restmcts(*solve, "empty"), "'empty' is no model", "config.json")
+    assert_one_line(restmcts(*solve, "./none"), "no model folder './none'")
+    assert_one_line(restmcts(*solve, problems), "is a file, not a model")
+    assert_one_line(restmcts(*solve, tiny_model_dir, "--value", tiny_model_dir), "not a value model")
+    shutil.copytree(tiny_model_dir, tmp_path / "plain")
+    (tmp_path / "plain" / "chat_template.jinja").unlink()
+    assert_one_line(restmcts(*solve, "plain"), "no chat template", "prompt.chat")
+    shutil.copytree(tiny_model_dir, tmp_path / "torn")
+    weights = next((tmp_path / "torn").glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert_one_line(restmcts(*solve, "torn"), "torn")
