@@ -21,8 +21,8 @@ from restmcts.tasks.grade import Grader
 from restmcts.train.settings import PolicyTraining, ValueTraining
 from restmcts.types import Problem, Tree
 
-OnProgress = Callable[..., None]
-"""(done, total, **facts)"""
+OnStep = Callable[[int, int, float, int], None]
+"""called after every training step with: step, total steps, its loss, tokens trained so far"""
 
 
 class Tools(Protocol):
@@ -38,7 +38,7 @@ class Tools(Protocol):
         out: Path,
         settings: PolicyTraining,
         seed: int,
-        on_progress: OnProgress,
+        on_progress: OnStep,
     ) -> Mapping[str, Any]: ...
 
     def train_value(
@@ -49,7 +49,7 @@ class Tools(Protocol):
         out: Path,
         settings: ValueTraining,
         seed: int,
-        on_progress: OnProgress,
+        on_progress: OnStep,
     ) -> Mapping[str, Any]: ...
 
     def is_value_model(self, spec: str | Path) -> bool: ...
@@ -109,11 +109,13 @@ class Job:
     def seed(self, *parts: object) -> int:
         return derive_seed(self.config.seed, *parts)
 
+    def on_step(self, step: int, total: int, loss: float, tokens: int) -> None:
+        """Show a training step."""
+        self.progress.update(step, total, loss=loss, tokens=tokens)
+
     def watch(self, stage: StageFolder, total: int) -> OnTree:
         """Begin to show a search: trees that are ready, questions solved, tokens generated."""
-        stored = stage.path / TREES
-        done = len(stored.read_bytes().splitlines()) if stored.exists() else 0
-        self.progress.stage(stage.name, total, done=done)
+        self.progress.stage(stage.name, total, done=_lines(stage.path / TREES))
         seen = {"solved": 0, "tokens": 0, "done": 0}
 
         def on_tree(tree: Tree, right: bool) -> None:
@@ -123,6 +125,13 @@ class Job:
             self.progress.update(seen["done"], total, solved=seen["solved"], tokens=seen["tokens"])
 
         return on_tree
+
+
+def _lines(path: Path) -> int:
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def models_and_files(inputs: Mapping[str, str | Path | None]) -> tuple[dict[str, str], dict[str, Path]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from restmcts import stages
 from restmcts.config import RunConfig, dump_yaml
@@ -15,7 +15,7 @@ from restmcts.console import Progress
 from restmcts.datasets import PolicyRow, ValueRow
 from restmcts.engines import Engines
 from restmcts.errors import ConfigError
-from restmcts.job import Job, OnProgress, Tools
+from restmcts.job import Job, OnStep, Tools
 from restmcts.report import report
 from restmcts.results import BASE, CONFIG, WARM
 from restmcts.stages import Data
@@ -24,17 +24,11 @@ from restmcts.tasks.grade import Grader
 from restmcts.train.settings import PolicyTraining, ValueTraining
 from restmcts.types import Problem
 
-if TYPE_CHECKING:
-    from rich.console import Console
 
+def run(config: RunConfig, *, tools: Tools | None = None, progress: Progress | None = None) -> Path:
+    """Take the models through the whole loop in `config.out`; returns the path of the report written there.
 
-def run(
-    config: RunConfig, *, tools: Tools | None = None, progress: Progress | None = None, console: Console | None = None
-) -> Path:
-    """Take the models through the whole loop in `config.out`; returns the path of the report.
-
-    With a `console` the report is shown there too. Raises a RestmctsError for anything unusable; what is finished
-    stays finished.
+    Raises a RestmctsError for anything unusable; what is finished stays finished.
     """
     config.check_complete()
     if config.policy == "scripted":
@@ -49,7 +43,7 @@ def run(
         progress.finish()
         if not job.worked_on:
             progress.say(f"{config.out} is finished: all {len(job.records)} stages are done, nothing was run again")
-        return report(config.out, console)
+        return report(config.out)
 
 
 def loop(job: Job) -> None:
@@ -131,7 +125,7 @@ class Transformers:
         out: Path,
         settings: PolicyTraining,
         seed: int,
-        on_progress: OnProgress,
+        on_progress: OnStep,
     ) -> Mapping[str, Any]:
         from restmcts.train.policy import train_policy
 
@@ -148,7 +142,7 @@ class Transformers:
         out: Path,
         settings: ValueTraining,
         seed: int,
-        on_progress: OnProgress,
+        on_progress: OnStep,
     ) -> Mapping[str, Any]:
         from restmcts.train.value import train_value
 

@@ -280,14 +280,9 @@ def _cost_cells(records: Sequence[dict[str, Any]], runs: int) -> list[str]:
 def places_table(run: RunResults) -> Table:
     """Where things are and how to use them."""
     data = run.of_kind("data").get(WARM, {}).get("metrics", {})
-    policy, value = data.get("policy"), data.get("value")
-    found = {kind: run.of_kind(kind) for kind in ("policy", "value", "search")}
-    if found["policy"]:
-        policy = str(run.out / found["policy"][max(found["policy"])]["stage"])
-    if found["value"]:
-        value = str(run.out / found["value"][max(found["value"])]["stage"])
+    policy, value = (_last_model(run, kind) or data.get(kind) for kind in ("policy", "value"))
     table = Table("Where it is", ["", "path"], words=True)
-    trees = [str(run.out / record["stage"] / "trees.jsonl") for record in found["search"].values()]
+    trees = [str(run.out / record["stage"] / "trees.jsonl") for record in run.of_kind("search").values()]
     rows = [str(run.out / r["stage"]) for r in run.of_kind("label").values()]
     for name, path in (
         ("policy", policy),
@@ -303,11 +298,17 @@ def places_table(run: RunResults) -> Table:
     table.notes += [
         "How to use them:",
         f'    restmcts solve "What is 12 * 7 + 5?" {models}',
-        f"    restmcts evaluate {run.out / 'data' / 'heldout.jsonl'} {models} --out evaluation",
-        f"    restmcts search {run.out / 'data' / 'train.jsonl'} {models} --out trees",
+        f"    restmcts evaluate --problems {run.out / 'data' / 'heldout.jsonl'} {models} --out evaluation",
+        f"    restmcts search --problems {run.out / 'data' / 'train.jsonl'} {models} --out trees",
         "Both are plain Hugging Face checkpoints, for AutoModelForCausalLM and AutoModelForTokenClassification.",
     ]
     return table
+
+
+def _last_model(run: RunResults, kind: str) -> str | None:
+    """The folder of the last model that was trained; a round may have left it as it was."""
+    trained = [r for r in run.records if r["kind"] == kind and not r["metrics"].get("kept")]
+    return str(run.out / trained[-1]["stage"]) if trained else None
 
 
 def conditions_table(runs: Sequence[RunResults]) -> Table:

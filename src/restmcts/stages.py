@@ -326,11 +326,11 @@ def train(job: Job, kind: Literal["policy", "value"], k: int, rows: Path, previo
         teach: Callable[..., Mapping[str, Any]]
         teach = job.tools.train_policy if kind == "policy" else job.tools.train_value
         seed = job.seed("round", k, kind)
-        metrics = teach(found, base=base, out=stage.path, settings=options, seed=seed, on_progress=job.progress.update)
+        metrics = teach(found, base=base, out=stage.path, settings=options, seed=seed, on_progress=job.on_step)
         return {"rows": len(found), **metrics}
 
     settings = {
-        "training": options.model_dump(mode="json"),
+        "training": options.model_dump(mode="json", exclude={"checkpoint_seconds", "device"}),
         "prompt": config.prompt.model_dump(mode="json"),
         "seed": config.seed,
     }
