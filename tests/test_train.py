@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
@@ -15,7 +16,7 @@ from restmcts.errors import TrainError
 from restmcts.train.common import IGNORED, Example, add_lora, collate, one_line_errors, plan_batches, precision_of
 from restmcts.train.settings import PolicyTraining, Training, ValueTraining
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # ---------------------------------------------------------------- batches

@@ -22,6 +22,8 @@ from restmcts.train.policy import encode, train_policy
 from restmcts.train.settings import PolicyTraining
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPT = PromptSettings(instruction="Solve.")
 QUICK = PolicyTraining(epochs=2, learning_rate=3e-2, batch_tokens=256, lora_rank=4)
 

@@ -23,6 +23,8 @@ from restmcts.train.value import encode, score_traces, train_value, value_loss
 from restmcts.types import Problem, Step
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPT = PromptSettings(instruction="Solve.")
 QUICK = ValueTraining(epochs=3, learning_rate=1e-2, batch_tokens=512, lora_rank=4)
 

@@ -6,7 +6,8 @@ import random
 from itertools import pairwise
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from restmcts.datasets import worked_policy_rows, worked_value_rows
 from restmcts.errors import TaskError
