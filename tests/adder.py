@@ -26,9 +26,9 @@ from restmcts.types import (
 SKILL = "skill.json"
 
 
-def problem(number: int, terms: int = 3) -> Problem:
-    """Sum number `number`, with its steps worked out."""
-    numbers = [derive_seed("term", number, i) % 9 + 1 for i in range(terms)]
+def problem(number: int, terms: int = 3, most: int = 9) -> Problem:
+    """Sum number `number`, of terms from 1 to `most`, with its steps worked out."""
+    numbers = [derive_seed("term", number, i) % most + 1 for i in range(terms)]
     question = "What is " + " + ".join(map(str, numbers)) + f"? (no. {number})"
     steps, total = [], numbers[0]
     for x in numbers[1:]:

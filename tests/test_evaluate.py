@@ -16,7 +16,7 @@ from restmcts.types import Problem, Step, Tree
 from tests.adder import Adder, problem
 
 PROBLEMS = [problem(i) for i in range(8)]
-SETTINGS = SearchSettings(method="mcts_star", iterations=6, branch=2)
+SETTINGS = SearchSettings(method="mcts_star", iterations=8, branch=3, rollout_steps=0)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_skilled_policy_scores_higher(grader: Grader):
 
 def test_a_problem_that_is_done_is_not_searched_again(grader: Grader, tmp_path: Path):
     straight = evaluate(PROBLEMS, "mcts_star", SETTINGS, adder(), grader=grader, folder=tmp_path / "a", concurrency=1)
-    cut = Adder(0.6, interrupt_after=40)
+    cut = Adder(0.6, interrupt_after=12)
     with pytest.raises(KeyboardInterrupt):
         evaluate(
             PROBLEMS, "mcts_star", SETTINGS, Engines(cut, cut), grader=grader, folder=tmp_path / "b", concurrency=1

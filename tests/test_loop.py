@@ -26,12 +26,12 @@ def write_problems(path: Path, problems: list[Problem]) -> str:
     return str(path)
 
 
-def config(tmp_path: Path, name: str = "run", worked: bool = True, **changes: Any) -> RunConfig:
+def config(tmp_path: Path, name: str = "run", warm: bool = True, **changes: Any) -> RunConfig:
     raw: dict[str, Any] = {
         "policy": "adder",
         "problems": write_problems(tmp_path / "train.jsonl", [problem(i) for i in range(12)]),
         "heldout": write_problems(tmp_path / "heldout.jsonl", [problem(100 + i) for i in range(10)]),
-        "worked": write_problems(tmp_path / "worked.jsonl", [problem(200 + i) for i in range(4)]) if worked else None,
+        "worked": write_problems(tmp_path / "worked.jsonl", [problem(200 + i) for i in range(4)]) if warm else None,
         "out": tmp_path / name,
         "rounds": 2,
         "search": {"iterations": 5, "branch": 2},
@@ -120,7 +120,7 @@ def test_interrupted_again_and_again_it_ends_as_a_straight_run(tmp_path: Path, s
     interruptions = 0
     while True:
         try:
-            loop.run(settings, tools=AdderTools(interrupt_after=130))
+            loop.run(settings, tools=AdderTools(interrupt_after=25))
         except KeyboardInterrupt:
             interruptions += 1
             assert interruptions < 50
@@ -174,7 +174,7 @@ def test_held_out_questions_never_train(tmp_path: Path):
 
 def test_without_worked_examples_the_value_model_starts_from_sampled_trees(tmp_path: Path):
     tools = AdderTools()
-    loop.run(config(tmp_path, worked=False, rounds=1, warm_start={"bootstrap": 5}), tools=tools)
+    loop.run(config(tmp_path, warm=False, rounds=1, warm_start={"bootstrap": 5}), tools=tools)
     out = tmp_path / "run"
     first = ["data", "base/evaluate/greedy", "round-0/search", "round-0/label", "round-0/value", "base/evaluate/search"]
     assert stages_of(out) == first + [f"round-1/{stage}" for stage in ROUND]
@@ -188,7 +188,7 @@ def test_without_worked_examples_the_value_model_starts_from_sampled_trees(tmp_p
 def test_a_trained_value_model_is_used_as_it_is(tmp_path: Path):
     (tmp_path / "value").mkdir()
     (tmp_path / "value" / "skill.json").write_text("0.5", encoding="utf-8")
-    loop.run(config(tmp_path, worked=False, rounds=1, value=str(tmp_path / "value")), tools=AdderTools())
+    loop.run(config(tmp_path, warm=False, rounds=1, value=str(tmp_path / "value")), tools=AdderTools())
     assert not any(stage.startswith("round-0") for stage in stages_of(tmp_path / "run"))
 
 
@@ -246,18 +246,20 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path):
 
 
 @pytest.mark.model
+@pytest.mark.usefixtures("one_thread")
 def test_a_true_miniature_loop(tmp_path: Path):
     """A random tiny transformer learns the form of the solutions from worked examples, then goes one round."""
     from tests.tiny import tiny_model
 
-    small = {"method": "full", "learning_rate": 3e-3, "batch_tokens": 1024, "device": "cpu", "precision": "float32"}
+    small = {"method": "full", "learning_rate": 5e-3, "batch_tokens": 1024, "device": "cpu", "precision": "float32"}
     settings = config(
         tmp_path,
         policy=str(tiny_model(tmp_path / "policy", hidden_size=64)),
-        worked=write_problems(tmp_path / "w.jsonl", [problem(1000 + i, 2) for i in range(150)]),
-        problems=write_problems(tmp_path / "t.jsonl", [problem(i, 2) for i in range(16)]),
-        heldout=write_problems(tmp_path / "h.jsonl", [problem(500 + i, 2) for i in range(8)]),
+        worked=write_problems(tmp_path / "w.jsonl", [problem(1000 + i, 2, 3) for i in range(150)]),
+        problems=write_problems(tmp_path / "t.jsonl", [problem(i, 2, 3) for i in range(16)]),
+        heldout=write_problems(tmp_path / "h.jsonl", [problem(500 + i, 2, 3) for i in range(8)]),
         rounds=1,
+        prompt={"instruction": "Add."},
         search={"iterations": 6, "branch": 3, "step_tokens": 16, "max_depth": 4},
         evaluate={"base": []},
         engine={"device": "cpu", "dtype": "float32"},
