@@ -1,1 +1,78 @@
-"""What a question is: load or make it, find the answer in a text, grade the answer."""
+"""What a question is: load it or make it, find the answer in a text, grade the answer.
+
+    questions.py   when two questions are the same          numbers.py    numbers as they are written
+    load.py        files and hub data sets -> problems      answers.py    find, canonicalise, compare answers
+    generate.py    the built-in sets (words.py: templates)  grade.py      the grader; symbolic.py: its process
+
+A task says how answers are found and compared. To add one, put an object with the members of `Task` into `TASKS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Protocol
+
+from restmcts.errors import TaskError
+from restmcts.tasks import answers
+
+__all__ = ["TASKS", "AnswerTask", "Task", "get_task"]
+
+
+class Task(Protocol):
+    """How answers are found in texts and compared with the known one."""
+
+    @property
+    def name(self) -> str: ...
+
+    def find_answer(self, text: str) -> str | None:
+        """The final answer that `text` marks as such, None if it marks none."""
+        ...
+
+    def key(self, answer: str) -> str:
+        """A canonical form for votes and merging; cheap, no symbolic engine."""
+        ...
+
+    def compare(self, gold: str, answer: str) -> bool | None:
+        """Whether `answer` is right, as far as can be told at once; None where the symbolic engine has to look."""
+        ...
+
+    def grade(self, gold: str, answer: str) -> bool:
+        """Whether `answer` is right."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTask:
+    """A task whose answers are short texts with a known right one. See `Task`."""
+
+    name: str
+    compare: Callable[[str, str], bool | None]
+    key: Callable[[str], str] = answers.key
+    find_answer: Callable[[str], str | None] = answers.find_answer
+
+    def grade(self, gold: str, answer: str) -> bool:
+        """Whether `answer` is right, by a process-wide `grade.Grader`."""
+        verdict = self.compare(gold, answer)
+        if verdict is not None:
+            return verdict
+        from restmcts.tasks.grade import default_grader
+
+        return default_grader().symbolic(gold, answer)
+
+
+TASKS: dict[str, Task] = {
+    "math": AnswerTask("math", answers.compare_math),
+    "numeric": AnswerTask("numeric", answers.compare_numeric),
+    "exact": AnswerTask("exact", answers.compare_exact, key=answers.text_key),
+}
+"""math: equal as mathematics (numbers, LaTeX, sets, …) · numeric: a number, not a computation · exact: equal text."""
+
+
+def get_task(name: str) -> Task:
+    """The task called `name`. Raises TaskError with the nearest name."""
+    if name not in TASKS:
+        near = get_close_matches(name, TASKS, n=1, cutoff=0.0)
+        raise TaskError(f"no task is called {name!r}; nearest is {near[0]!r} (known: {', '.join(TASKS)})")
+    return TASKS[name]

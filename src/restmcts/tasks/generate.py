@@ -353,5 +353,6 @@ def _problem(family: str, level: str, item: Item, *, solution: bool = False) -> 
         question=item.question,
         answer=item.answer,
         solution="\n".join((*item.steps, f"Answer: {item.answer}")) if solution else None,
+        task="numeric",  # a number; a sum left undone is no answer
         extra={"family": family, "difficulty": level},
     )

@@ -1,0 +1,229 @@
+"""Find the final answer in a text, bring it into a canonical form, and compare it with the known one.
+
+Only what is marked as the answer counts as one: a sentence such as "Answer: 42", "The answer is 42." or "答案是 42",
+a `\\boxed{…}`, or GSM8K's "#### 42". Everything here works on text in bounded time; what only a symbolic engine can
+decide is left to `grade`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import deque
+
+from restmcts.tasks.numbers import Number, read_number, same_number
+
+MAX_TEXT = 100_000
+"""Of a longer text, the last so many characters are searched for an answer."""
+MAX_ANSWER = 2_000
+"""A longer answer is no answer."""
+MAX_BOXES = 50
+"""So many `\\boxed{…}` from the end are looked at."""
+
+# ---------------------------------------------------------------- find the answer
+
+_SENTENCE = re.compile(
+    r"\banswer(?:s)?\b['\"”]?"
+    r"(?: (?:to|for|of) [^.:=\n]{1,80}?)?"  # the answer to the question
+    r"[ \t]*[*_]{0,3}[ \t]*"
+    r"(?::|=|：|(?:is|are|equals)\b(?:[ \t]+(?:therefore|thus|then|simply|just|equal to))?[ \t]*:?)"
+    r"|答案(?:应该|应)?[*_]{0,3}[ \t]*(?:是|为|：|:)[ \t]*[:：]?",
+    re.IGNORECASE,
+)
+_HASHES = re.compile(r"^[ \t]*####[ \t]*+(?=[-+$€£\\]{0,2}[ ]?[.\d])(?!\d+[.)][ \t]+\D)", re.MULTILINE)
+_BOXED = re.compile(r"\\f?boxed\s*\{")
+_BRACE = re.compile(r"(?<!\\)[{}]")
+_DISPLAYED = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", re.DOTALL)
+_SENTENCE_END = re.compile(
+    r"[.!。！](?=[\s*_]+(?:[A-Z(\[]|\\?\(|$)|[。！]|\s*$)|。|[,;]?\s(?:because|since|which|as (?:required|desired|shown))\b"
+)
+_BETWEEN_BOXES = re.compile(
+    r"(?:[\s,;.$&]|\\quad|\\qquad|\\[,;: ()\[\]]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b|和|或)*"
+)
+
+
+def find_answer(text: str) -> str | None:
+    """The last final answer marked as such in `text`, cleaned (see `clean`); None if there is none.
+
+    A mark with nothing after it, or before a blank rest of the text, marks no answer.
+    """
+    text = text[-MAX_TEXT:]
+    candidates: list[tuple[int, str]] = []
+    for pattern in (_SENTENCE, _HASHES):
+        marks = list(pattern.finditer(text))
+        for mark in reversed(marks):
+            content = clean(_sentence(text, mark.end()))
+            if content:
+                candidates.append((mark.start(), content))
+                break
+    boxed = _last_boxed(text)
+    if boxed is not None and (content := clean(boxed[1])):
+        candidates.append((boxed[0], content))
+    if not candidates:
+        return None
+    answer = max(candidates)[1]
+    return answer if len(answer) <= MAX_ANSWER else None
+
+
+def _sentence(text: str, start: int) -> str:
+    """What a mark that ends at `start` points at: the rest of its sentence, or the next line if that is empty."""
+    line, _, rest = text[start:].partition("\n")
+    if not line.strip(" \t*_:：$"):
+        following = (line.strip(" \t*_:：") + rest.lstrip())[: 2 * MAX_ANSWER]
+        displayed = _DISPLAYED.match(following)
+        line = displayed[1] or displayed[2] if displayed else following.partition("\n")[0]
+    boxed = _last_boxed(line)
+    if boxed is not None:
+        return boxed[1]
+    end = _SENTENCE_END.search(line)
+    return line[: end.start()] if end else line
+
+
+def _last_boxed(text: str) -> tuple[int, str] | None:
+    """Place and content of the last balanced `\\boxed{…}`; neighbours joined by "," or "and" are one answer."""
+    boxes: list[tuple[int, int, str]] = []
+    for match in deque(_BOXED.finditer(text), maxlen=MAX_BOXES):
+        if boxes and match.start() < boxes[-1][1]:
+            continue
+        end = _closing(text, match.end())
+        if end is not None:
+            boxes.append((match.start(), end + 1, text[match.end() : end]))
+    if not boxes:
+        return None
+    start, _, content = boxes.pop()
+    while boxes and _BETWEEN_BOXES.fullmatch(text, boxes[-1][1], start):
+        start, _, before = boxes.pop()
+        content = f"{before}, {content}"
+    return start, content
+
+
+def _closing(text: str, start: int) -> int | None:
+    """Index of the brace that closes the one opened just before `start`."""
+    depth = 1
+    for brace in _BRACE.finditer(text, start, start + 2 * MAX_ANSWER):
+        depth += 1 if brace[0] == "{" else -1
+        if depth == 0:
+            return brace.start()
+    return None
+
+
+_WRAPPERS = tuple(
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r"\$\$(.*)\$\$",
+        r"\$([^$]*)\$",
+        r"\\\((.*)\\\)",
+        r"\\\[(.*)\\\]",
+        r"\*\*(.*)\*\*",
+        r"__(.*)__",
+        r"`+([^`]*)`+",
+        r"\\f?boxed\s*\{(.*)\}",
+        r"\\(?:text|textbf|mathbf|mathrm|mbox|displaystyle)\s*\{([^{}]*)\}",
+        r"\\displaystyle\b(.*)",
+        r"\"([^\"]*)\"",
+        r"“([^”]*)”",
+        r"'([^']*)'",
+    )
+)
+
+
+def clean(answer: str) -> str:
+    """`answer` without what surrounds it: spaces, math and bold marks, quotes, a box, closing punctuation."""
+    before = None
+    text = answer.strip()
+    while before != text:
+        before = text
+        text = re.sub(
+            r"^(?:[:：=]|\*\*(?!.*\*\*))\s*|(?<![\d\\])[.,;:!。，；]+$|(?<=\d)[.,;:!。，；]+$", "", text
+        ).strip()
+        for wrapper in _WRAPPERS:
+            match = wrapper.fullmatch(text)
+            if match is not None and _balanced(match[1]):
+                text = match[1].strip()
+    return text
+
+
+def _balanced(text: str) -> bool:
+    depth = 0
+    for brace in _BRACE.finditer(text):
+        depth += 1 if brace[0] == "{" else -1
+        if depth < 0:
+            return False
+    return depth == 0
+
+
+# ---------------------------------------------------------------- canonical form
+
+_SPACING = re.compile(r"\\(?:left|right|big|Big|bigl|bigr|displaystyle)(?![a-zA-Z])|\\[,;:! ]|\\q?quad|~|\$")
+_TEXT = re.compile(r"\\(?:text|textbf|textnormal|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
+_ASSIGNED = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?\s*(?:=|\\approx)\s*(?=[^=]+$)")
+_WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")
+
+
+def key(answer: str) -> str:
+    """A canonical form for votes: equal keys mean equal answers; equal answers mostly have equal keys.
+
+    Numbers become exact ("12.0", "12 apples" and "$12$" give "12", "0.5" gives "1/2"), LaTeX loses what only changes
+    its looks, and words lose their case.
+    """
+    text = _ASSIGNED.sub("", clean(answer), count=1)
+    number = read_number(text)
+    if number is not None:
+        return f"{number.value}%" if number.percent else str(number.value)
+    return text_key(text)
+
+
+def text_key(answer: str) -> str:
+    """`key` for answers that are not numbers: spacing, LaTeX looks and the case of words left out."""
+    text = unicodedata.normalize("NFKC", clean(answer))[:MAX_ANSWER]
+    text = _TEXT.sub(r" \1 ", re.sub(r"\\[dtc]frac\b", r"\\frac", text))
+    text = _SPACING.sub(" ", text).strip()
+    letter = re.fullmatch(r"\(?([A-Za-z])[).]?", text)
+    if letter is not None:
+        return letter[1]
+    if _WORD.search(text):
+        return " ".join(text.casefold().split())
+    return "".join(text.split())
+
+
+# ---------------------------------------------------------------- compare without a symbolic engine
+
+
+def compare_exact(gold: str, answer: str) -> bool:
+    """Equal as text, but for case and spacing."""
+    return bool(gold.strip()) and text_key(gold).casefold() == text_key(answer).casefold()
+
+
+def compare_numeric(gold: str, answer: str) -> bool:
+    """Equal as numbers. A computation left undone ("7 + 5") is no number; of "7 + 5 = 12" the last part is taken.
+
+    A gold answer that is no number must be equal as text.
+    """
+    known = read_number(clean(gold))
+    if known is None:
+        return compare_exact(gold, answer)
+    given = read_number(clean(answer.rsplit("=", 1)[-1]))
+    return given is not None and same_number(known, given)
+
+
+def compare_math(gold: str, answer: str) -> bool | None:
+    """Equal as mathematics, as far as text and numbers tell; None where a symbolic engine has to look."""
+    if len(answer) > MAX_ANSWER or not clean(gold) or not clean(answer):
+        return False
+    a, b = _number(gold), _number(answer)
+    if a is not None and b is not None:
+        return same_number(a, b)
+    if text_key(gold) == text_key(answer):
+        return True
+    if (a is not None and _wordy(answer)) or (b is not None and _wordy(gold)):
+        return False
+    return None
+
+
+def _number(text: str) -> Number | None:
+    return read_number(_ASSIGNED.sub("", clean(text), count=1))
+
+
+def _wordy(text: str) -> bool:
+    """Whether `text` holds nothing a number could be made of."""
+    return not re.search(r"[\d\\]", text)
