@@ -100,19 +100,13 @@ class AdderTools:
         self.opened.append(engine)
         return Engines(engine, None if value is None else engine)
 
-    def train_policy(self, rows: Sequence[Any], *, base: str | Path, out: Path, **_: Any) -> Mapping[str, Any]:
-        return self._train("policy", rows, base, out)
-
-    def train_value(self, rows: Sequence[Any], *, base: str | Path, out: Path, **_: Any) -> Mapping[str, Any]:
-        return self._train("value", rows, base, out)
-
-    def is_value_model(self, spec: str | Path) -> bool:
-        return (Path(spec) / SKILL).exists()
-
-    def _train(self, kind: str, rows: Sequence[Any], base: str | Path, out: Path) -> dict[str, Any]:
+    def train(self, kind: str, rows: Sequence[Any], *, base: str | Path, out: Path, **_: Any) -> Mapping[str, Any]:
         self.calls.append(f"train {kind}")
         (out / SKILL).write_text(json.dumps(min(0.95, self._skill(base) + 0.1)), encoding="utf-8")
         return {"rows": len(rows), "loss_first": 1.0, "loss_last": 0.5}
+
+    def is_value_model(self, spec: str | Path) -> bool:
+        return (Path(spec) / SKILL).exists()
 
     def _skill(self, model: str | Path) -> float:
         path = Path(model) / SKILL

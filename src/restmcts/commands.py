@@ -11,12 +11,13 @@ from restmcts import datasets
 from restmcts.api import solve
 from restmcts.config import RunConfig
 from restmcts.console import Progress, number
+from restmcts.data import DATA_FILES, problem_record
 from restmcts.engines import Engines
 from restmcts.errors import ConfigError, StoreError
 from restmcts.evaluate import TREES, evaluate, search_all
 from restmcts.job import OpenOnDemand, models_and_files
 from restmcts.seeds import derive_seed
-from restmcts.stages import DATA_FILES, LABELS, POLICY_ROWS, VALUE_ROWS
+from restmcts.stages import LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.store import RunFolder, StageFolder, read_jsonl, write_jsonl
 from restmcts.tasks.grade import Grader
 from restmcts.tasks.load import load_problems
@@ -214,12 +215,6 @@ def read_trees(path: Path) -> list[Tree]:
         except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{path}, record {number_}: {error}; search again, or mend the file") from None
     return trees
-
-
-def problem_record(problem: Problem) -> dict[str, Any]:
-    """A problem as it stands in a file of problems; `load_problems` reads it back."""
-    record = {name: getattr(problem, name) for name in ("id", "question", "answer", "solution", "task")}
-    return record | ({"extra": dict(problem.extra)} if problem.extra else {})
 
 
 Work = Callable[[StageFolder, Grader], Mapping[str, Any]]

@@ -7,20 +7,20 @@ import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from restmcts.config import RunConfig
 from restmcts.console import Progress
-from restmcts.datasets import PolicyRow, ValueRow
 from restmcts.engines import Engines
 from restmcts.evaluate import TREES, OnTree
 from restmcts.results import METRICS
 from restmcts.seeds import derive_seed
 from restmcts.store import RunFolder, StageFolder, write_jsonl
 from restmcts.tasks.grade import Grader
-from restmcts.train.settings import PolicyTraining, ValueTraining
+from restmcts.train.settings import Training
 from restmcts.types import Problem, Tree
 
+Kind = Literal["policy", "value"]
 OnStep = Callable[[int, int, float, int], None]
 """called after every training step with: step, total steps, its loss, tokens trained so far"""
 
@@ -28,31 +28,24 @@ OnStep = Callable[[int, int, float, int], None]
 class Tools(Protocol):
     """What a run needs of models: open them, train them. `loop.Transformers` is the built-in one."""
 
-    def load_engines(self, policy: str | Path, value: str | Path | None, examples: Sequence[Problem]) -> Engines: ...
+    def load_engines(self, policy: str | Path, value: str | Path | None, examples: Sequence[Problem]) -> Engines:
+        """Open a pair of models; `examples` are shown to the policy before each question."""
 
-    def train_policy(
+    def train(
         self,
-        rows: Sequence[PolicyRow],
+        kind: Kind,
+        rows: Sequence[Any],
         *,
         base: str | Path,
         out: Path,
-        settings: PolicyTraining,
+        settings: Training,
         seed: int,
         on_progress: OnStep,
-    ) -> Mapping[str, Any]: ...
+    ) -> Mapping[str, Any]:
+        """Train on `PolicyRow`s or `ValueRow`s, with the settings of that kind; returns metrics."""
 
-    def train_value(
-        self,
-        rows: Sequence[ValueRow],
-        *,
-        base: str | Path,
-        out: Path,
-        settings: ValueTraining,
-        seed: int,
-        on_progress: OnStep,
-    ) -> Mapping[str, Any]: ...
-
-    def is_value_model(self, spec: str | Path) -> bool: ...
+    def is_value_model(self, spec: str | Path) -> bool:
+        """Whether this is a trained value model, as against a language model."""
 
 
 @dataclass(slots=True)

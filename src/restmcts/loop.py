@@ -12,16 +12,15 @@ from typing import Any
 from restmcts import stages
 from restmcts.config import RunConfig, dump_yaml
 from restmcts.console import Progress
-from restmcts.datasets import PolicyRow, ValueRow
+from restmcts.data import Data, prepare_data
 from restmcts.engines import Engines
 from restmcts.errors import ConfigError
-from restmcts.job import Job, OnStep, Tools
+from restmcts.job import Job, Kind, OnStep, Tools
 from restmcts.report import report
 from restmcts.results import BASE, CONFIG, WARM
-from restmcts.stages import Data
 from restmcts.store import RunFolder, write_atomic
 from restmcts.tasks.grade import Grader
-from restmcts.train.settings import PolicyTraining, ValueTraining
+from restmcts.train.settings import Training
 from restmcts.types import Problem
 
 
@@ -49,7 +48,7 @@ def run(config: RunConfig, *, tools: Tools | None = None, progress: Progress | N
 def loop(job: Job) -> None:
     """The stages of a run, in order."""
     config = job.config
-    data = stages.data(job)
+    data = prepare_data(job)
     policy, value = warm_start(job, data)
     searched: list[tuple[Path, list[Problem]]] = []
     for k in range(1, config.rounds + 1):
@@ -117,39 +116,26 @@ class Transformers:
 
         return load_engines(policy, value, self.config.prompt, self.config.engine, examples)
 
-    def train_policy(
+    def train(
         self,
-        rows: Sequence[PolicyRow],
+        kind: Kind,
+        rows: Sequence[Any],
         *,
         base: str | Path,
         out: Path,
-        settings: PolicyTraining,
+        settings: Training,
         seed: int,
         on_progress: OnStep,
     ) -> Mapping[str, Any]:
-        from restmcts.train.policy import train_policy
+        options: dict[str, Any] = {"base": base, "out": out, "settings": settings, "seed": seed}
+        options |= {"prompt": self.config.prompt, "on_progress": on_progress}
+        if kind == "policy":
+            from restmcts.train.policy import train_policy
 
-        prompt = self.config.prompt
-        return train_policy(
-            rows, base=base, out=out, prompt=prompt, settings=settings, seed=seed, on_progress=on_progress
-        )
-
-    def train_value(
-        self,
-        rows: Sequence[ValueRow],
-        *,
-        base: str | Path,
-        out: Path,
-        settings: ValueTraining,
-        seed: int,
-        on_progress: OnStep,
-    ) -> Mapping[str, Any]:
+            return train_policy(rows, **options)
         from restmcts.train.value import train_value
 
-        prompt = self.config.prompt
-        return train_value(
-            rows, base=base, out=out, prompt=prompt, settings=settings, seed=seed, on_progress=on_progress
-        )
+        return train_value(rows, **options)
 
     def is_value_model(self, spec: str | Path) -> bool:
         from restmcts.models import is_value_model

@@ -7,17 +7,14 @@ A stage's settings and inputs are those that change its result; engines' speed s
 
 from __future__ import annotations
 
-import os
-import platform
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import metadata
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from restmcts.config import RunConfig
+from restmcts.data import DATA_FILES, Data
 from restmcts.datasets import (
     PolicyRow,
     TreeLabels,
@@ -31,114 +28,15 @@ from restmcts.datasets import (
     worked_value_rows,
     write_rows,
 )
-from restmcts.errors import TaskError
 from restmcts.evaluate import TREES, evaluate, search_all, stored_trees
-from restmcts.job import Job, OpenOnDemand
+from restmcts.job import Job, Kind, OpenOnDemand
 from restmcts.results import WARM
 from restmcts.search import SearchSettings
-from restmcts.store import StageFolder, read_jsonl, write_jsonl
+from restmcts.store import StageFolder
 from restmcts.tasks import get_task
 from restmcts.types import Problem, Tree, Usage
 
 LABELS, POLICY_ROWS, VALUE_ROWS = "labels.jsonl", "policy_rows.jsonl", "value_rows.jsonl"
-DATA_FILES = {"train": "train.jsonl", "heldout": "heldout.jsonl", "worked": "worked.jsonl"}
-
-
-# ---------------------------------------------------------------- data
-
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """The questions of a run."""
-
-    folder: Path
-    train: list[Problem]
-    heldout: list[Problem]
-    worked: list[Problem]
-
-
-def data(job: Job) -> Data:
-    """Read or make the questions, keep train and held-out apart, and store what the run uses."""
-    config = job.config
-    settings = {
-        "generate": None if config.generate is None else config.generate.model_dump(mode="json"),
-        "task": config.task,
-        "fields": config.fields,
-        "limit": config.limit,
-    }
-    inputs: dict[str, str | Path | None] = {
-        "problems": config.problems,
-        "heldout": config.heldout,
-        "worked": config.worked,
-    }
-
-    def work(stage: StageFolder) -> dict[str, Any]:
-        from restmcts.tasks.load import disjoint
-
-        job.progress.stage(stage.name)
-        train, heldout, worked = _questions(config)
-        train, dropped = disjoint(train, heldout)
-        worked, dropped_worked = disjoint(worked, heldout)
-        lost = len(dropped) + len(dropped_worked)
-        if lost:
-            job.progress.say(f"{lost} training questions are held-out questions too: dropped from training")
-        if not train:
-            raise TaskError("no training questions are left; give more problems, or other held-out questions")
-        for name, problems in (("train", train), ("heldout", heldout), ("worked", worked)):
-            write_jsonl(stage.path / DATA_FILES[name], map(_record, problems))
-        return {
-            "policy": config.policy,
-            "value": config.value,
-            "data": f"generated set {config.generate.name!r}" if config.generate else config.problems,
-            "train": len(train),
-            "heldout": len(heldout),
-            "worked": len(worked),
-            "dropped": lost,
-            "seed": config.seed,
-            "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "device": config.engine.device,
-            "python": platform.python_version(),
-            **{name: installed(name) for name in ("restmcts", "torch", "transformers")},
-        }
-
-    folder = job.stage("data", "data", WARM, work, settings=settings, inputs=inputs)
-    return Data(folder, *(_problems(folder / DATA_FILES[name]) for name in ("train", "heldout", "worked")))
-
-
-def installed(package: str) -> str | None:
-    """The version of an installed package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _questions(config: RunConfig) -> tuple[list[Problem], list[Problem], list[Problem]]:
-    from restmcts.tasks.load import load_problems
-
-    if config.generate is not None:
-        from restmcts.tasks.generate import generate
-
-        g = config.generate
-        made = generate(g.name, train=g.train, heldout=g.heldout, worked=g.worked, seed=g.seed)
-        return list(made.train), list(made.heldout), list(made.worked)
-    options = {"fields": config.fields or None, "task": config.task}
-    train = load_problems(str(config.problems), limit=config.limit, **options)
-    heldout = [] if config.heldout is None else load_problems(config.heldout, **options)
-    worked = [] if config.worked is None else load_problems(config.worked, **options)
-    without = [problem.id for problem in worked if not problem.solution]
-    if without:
-        raise TaskError(f"{config.worked}: {without[0]!r} has no `solution`; worked examples need one step per line")
-    return train, heldout, worked
-
-
-def _record(problem: Problem) -> dict[str, Any]:
-    record = {name: getattr(problem, name) for name in ("id", "question", "answer", "solution", "task")}
-    return record | ({"extra": dict(problem.extra)} if problem.extra else {})
-
-
-def _problems(path: Path) -> list[Problem]:
-    return [Problem(**record) for record in read_jsonl(path)]
 
 
 # ---------------------------------------------------------------- search
@@ -303,7 +201,7 @@ def warm_rows(job: Job, data: Data) -> Path:
 # ---------------------------------------------------------------- train
 
 
-def train(job: Job, kind: Literal["policy", "value"], k: int, rows: Path, previous: str | Path) -> str | Path:
+def train(job: Job, kind: Kind, k: int, rows: Path, previous: str | Path) -> str | Path:
     """Train one of the models of round k on the rows in folder `rows`; returns where it is.
 
     A round without a right trace teaches the policy nothing, one without labels nothing the value model: the model
@@ -323,10 +221,10 @@ def train(job: Job, kind: Literal["policy", "value"], k: int, rows: Path, previo
         if not fresh:
             job.progress.say(f"round {k} found nothing to teach the {kind} model: it stays as it is")
             return {"rows": 0, "kept": True}
-        teach: Callable[..., Mapping[str, Any]]
-        teach = job.tools.train_policy if kind == "policy" else job.tools.train_value
         seed = job.seed("round", k, kind)
-        metrics = teach(found, base=base, out=stage.path, settings=options, seed=seed, on_progress=job.on_step)
+        metrics = job.tools.train(
+            kind, found, base=base, out=stage.path, settings=options, seed=seed, on_progress=job.on_step
+        )
         return {"rows": len(found), **metrics}
 
     settings = {
