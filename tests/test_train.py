@@ -13,8 +13,21 @@ pytest.importorskip("torch")
 import torch
 
 from restmcts.errors import TrainError
-from restmcts.train.common import IGNORED, Example, add_lora, collate, one_line_errors, plan_batches, precision_of
+from restmcts.train.common import (
+    IGNORED,
+    Example,
+    Precision,
+    add_lora,
+    collate,
+    device_of,
+    one_line_errors,
+    plan_batches,
+    precision_of,
+    prepare,
+    round_to_bfloat16,
+)
 from restmcts.train.settings import PolicyTraining, Training, ValueTraining
+from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,6 +101,38 @@ def test_lora_goes_to_the_upper_layers(tiny_model_dir: Path, share: float, layer
     assert {int(name.split(".layers.")[1].split(".")[0]) for name in trained} == layers
     assert len(trained) == len(layers) * 7 * 2
     assert all("lora_" in name for name in trained)
+
+
+def test_rounding_by_chance_keeps_small_updates() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(400, 300).to(torch.bfloat16)
+    update = torch.randn(400, 300) * 1e-4
+    nearest = (weights.float() + update).to(torch.bfloat16).float() - weights.float()
+    chance = round_to_bfloat16(weights.float() + update, generator).float() - weights.float()
+    kept = [((applied * update).sum() / (update * update).sum()).item() for applied in (nearest, chance)]
+    assert kept[0] < 0.5
+    assert kept[1] == pytest.approx(1, abs=0.2)
+    assert torch.equal(round_to_bfloat16(weights.float(), generator), weights)
+    negative = round_to_bfloat16(torch.full((10_000,), -1.001), generator).float()
+    assert negative.mean().item() == pytest.approx(-1.001, abs=2e-4)
+    assert set(negative.tolist()) == {-1.0, -1.0078125}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_preparing_leaves_rotary_frequencies_in_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    from restmcts.models import load_causal
+
+    model = load_causal(tiny_model(tmp_path, dtype="bfloat16"))
+    model = prepare(model, Training(), Precision(dtype, torch.bfloat16, True), 100)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
+
+
+def test_a_gpu_that_is_not_there() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(TrainError, match="no GPU that torch can use"):
+        device_of(Training(device="cuda"))
 
 
 # ---------------------------------------------------------------- settings and errors

@@ -187,7 +187,21 @@ def test_a_checkpoint_cut_short_is_passed_over(tiny_model_dir: Path, tmp_path: P
     assert run(tiny_model_dir, tmp_path / "out", settings)["resumed_at"] == 2
 
 
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_recomputing_activations_changes_nothing(tiny_model_dir: Path, tmp_path: Path, method: str) -> None:
+    settings = QUICK.model_copy(update={"method": method})
+    run(tiny_model_dir, tmp_path / "a", settings)
+    run(tiny_model_dir, tmp_path / "b", settings.model_copy(update={"gradient_checkpointing": True}))
+    a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
+
+
 # ---------------------------------------------------------------- bad input
+
+
+def test_a_value_model_is_no_base_for_a_policy(tiny_value_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainError, match="is a value model"):
+        run(tiny_value_dir, tmp_path / "out")
 
 
 def test_no_rows(tiny_model_dir: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from pathlib import Path
@@ -15,18 +16,20 @@ import torch
 
 from restmcts.datasets import ValueRow
 from restmcts.encoding import Encoder, PromptSettings
+from restmcts.engines.settings import EngineSettings
+from restmcts.engines.transformers import load_value
 from restmcts.errors import TrainError
 from restmcts.models import load_token_classifier, load_tokenizer, read_prompt
 from restmcts.train.common import IGNORED
 from restmcts.train.settings import ValueTraining
 from restmcts.train.value import encode, score_traces, train_value, value_loss
-from restmcts.types import Problem, Step
+from restmcts.types import Problem, Score, Scores, Step
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPT = PromptSettings(instruction="Solve.")
-QUICK = ValueTraining(epochs=3, learning_rate=1e-2, batch_tokens=512, lora_rank=4)
+QUICK = ValueTraining(epochs=3, learning_rate=1e-2, head_learning_rate=None, batch_tokens=512, lora_rank=4)
 
 
 def traces(count: int = 10) -> list[ValueRow]:
@@ -174,6 +177,30 @@ def test_the_head_has_a_learning_rate_of_its_own(tiny_model_dir: Path, tmp_path:
     assert head[1] > 1e-3
 
 
+def test_a_bfloat16_base_gives_a_bfloat16_value_model(tmp_path: Path) -> None:
+    base = tiny_model(tmp_path / "base", "llama", dtype="bfloat16")
+    for name, settings in {
+        "lora": QUICK.model_copy(update={"precision": "bfloat16", "epochs": 16}),
+        "full": QUICK.model_copy(update={"precision": "bfloat16", "epochs": 16, "method": "full"}),
+        "recomputed": QUICK.model_copy(update={"gradient_checkpointing": True, "epochs": 16}),
+    }.items():
+        run(base, tmp_path / name, settings)
+        assert {parameter.dtype for parameter in load_token_classifier(tmp_path / name).parameters()} == {
+            torch.bfloat16
+        }
+        assert error(tmp_path / name) < 0.08
+
+
+def test_a_head_of_several_labels_is_refused(tiny_value_dir: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForTokenClassification
+
+    model = AutoModelForTokenClassification.from_pretrained(tiny_value_dir, num_labels=3, ignore_mismatched_sizes=True)
+    model.save_pretrained(tmp_path / "three")
+    load_tokenizer(tiny_value_dir).save_pretrained(tmp_path / "three")
+    with pytest.raises(TrainError, match="the head of .* does not fit"):
+        run(tmp_path / "three", tmp_path / "v")
+
+
 def test_one_forward_pass_gives_what_separate_ones_give(tiny_value_dir: Path) -> None:
     encoder, model = encoder_of(tiny_value_dir), load_token_classifier(tiny_value_dir)
     problem, path = Problem("p", "What is 1 + 2?"), (Step("1 + 2 = 3"), Step("so"), Step("Answer: 3"))
@@ -183,6 +210,29 @@ def test_one_forward_pass_gives_what_separate_ones_give(tiny_value_dir: Path) ->
     assert together == pytest.approx(separate, abs=1e-6)
     assert mixed[1] == pytest.approx(together, abs=1e-6)
     assert [len(values) for values in mixed] == [1, 3, 2]
+
+
+def test_serving_builds_the_inputs_that_training_built(tiny_model_dir: Path, tmp_path: Path) -> None:
+    run(tiny_model_dir, tmp_path / "v")
+    engine = load_value(tmp_path / "v", PromptSettings(instruction="Not what it was trained with."), EngineSettings())
+    encoder = encoder_of(tmp_path / "v")
+    odd = [encoder.tokenizer.encode(character)[0] for character in "1+2\n"]
+    ids: list[list[int] | None] = [odd, None]
+    row = ValueRow("p", "What is 1 + 2?", ["1+2", "Answer: 3"], ids, encoder.tokenizer_id, [0.5, 1.0], [0.0, 0.0])
+    path = row.path(engine.tokenizer_id)
+    chain = engine._chain(row.problem(), path)
+    example = encode(row, encoder, 1024)
+    assert chain.ids == example.ids
+    assert [at for at, label in enumerate(example.labels) if label != IGNORED] == [end - 1 for end in chain.ends[-2:]]
+
+    async def ask() -> Scores:
+        try:
+            return await engine.score(Score(row.problem(), (path[:1], path)))
+        finally:
+            await engine.close()
+
+    [expected] = score_traces(load_token_classifier(tmp_path / "v", dtype="float32"), encoder, [(row.problem(), path)])
+    assert list(asyncio.run(ask()).values) == pytest.approx(expected, abs=0.02)  # the engine may serve in bfloat16
 
 
 def test_equal_seeds_give_equal_models(tiny_model_dir: Path, tmp_path: Path) -> None:

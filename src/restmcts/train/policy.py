@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from restmcts.datasets import PolicyRow
 from restmcts.encoding import Encoder, PromptSettings
 from restmcts.errors import TrainError
-from restmcts.models import load_causal, load_tokenizer, pick_device
+from restmcts.models import is_value_model, load_causal, load_tokenizer
 from restmcts.train.common import (
     IGNORED,
     Example,
@@ -25,7 +25,9 @@ from restmcts.train.common import (
     add_lora,
     base_identity,
     collate,
+    device_of,
     fit,
+    on_one_device,
     one_line_errors,
     pad_id_of,
     plan_batches,
@@ -52,6 +54,8 @@ def train_policy(
     Called again after having been killed, it goes on from its last checkpoint. Returns metrics. Raises TrainError when
     there is nothing to train on, the loss is not finite, or memory runs out; EngineError when `base` is no model.
     """
+    if is_value_model(base):
+        raise TrainError(f"{str(base)!r} is a value model, which cannot become a policy: give a language model")
     tokenizer = load_tokenizer(base)
     encoder = Encoder(tokenizer, prompt)
     everything = [encode(row, encoder) for row in rows]
@@ -62,14 +66,14 @@ def train_policy(
     plan = plan_batches([len(example.ids) for example in examples], settings, seed)
     with one_line_errors(settings, out):
         model = load_causal(base)
-        precision = precision_of(model.dtype, settings, pick_device(settings.device))
+        precision = precision_of(model.dtype, settings, device_of(settings))
         model = prepare(model, settings, precision, longest)
         if settings.method == "lora":
             model = add_lora(model, settings, seed, task_type="CAUSAL_LM")
         arguments = training_arguments(settings, plan, out, seed, precision.mixed)
         trainer = _SolutionTrainer(
             model=model,
-            args=SFTConfig(**arguments, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}),
+            args=on_one_device(SFTConfig(**arguments, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})),
             train_dataset=Dataset.from_dict({"rows": plan.batches}),
             data_collator=lambda items: collate(
                 [examples[row] for item in items for row in item["rows"]], pad_id_of(tokenizer), torch.long
@@ -77,7 +81,7 @@ def train_policy(
             processing_class=tokenizer,
         )
         metrics = fit(trainer, plan, examples, settings, ("policy", base_identity(base), seed), on_progress)
-        save_trained(trainer.model, out, precision.stored, tokenizer, prompt)
+        save_trained(trainer.model, out, precision.stored, tokenizer, prompt, seed)
     solution = sum(label != IGNORED for example in examples for label in example.labels)
     return {"rows": len(examples), "rows_too_long": len(rows) - len(examples), "solution_tokens": solution, **metrics}
 

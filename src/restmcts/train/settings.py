@@ -35,10 +35,10 @@ class Training(Settings):
         ge=16,
         description="tokens of an optimizer step, padding included (a longer row counts as one step)",
     )
-    micro_tokens: int = Field(
-        default=2048,
+    micro_tokens: int | None = Field(
+        default=None,
         ge=16,
-        description="tokens of a forward pass; lower it when memory is short: results barely change",
+        description="tokens of a forward pass (None: 1024 on a CPU, 16384 on a GPU); lower it when memory is short",
     )
     max_length: int = Field(default=1024, ge=16, description="longest row in tokens, prompt included")
     precision: Literal["auto", "bfloat16", "float32"] = Field(
@@ -52,7 +52,10 @@ class Training(Settings):
     checkpoint_seconds: float = Field(
         default=120.0, ge=0, description="time between checkpoints, from which a killed training goes on"
     )
-    device: str = Field(default="auto", description="auto: the first GPU, else the CPU; or a torch device")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="auto: the first GPU that CUDA_VISIBLE_DEVICES leaves visible, else the CPU",
+    )
 
 
 class PolicyTraining(Training):
@@ -71,7 +74,7 @@ class ValueTraining(Training):
         default="mse", description="squared error on v (the paper's), or cross-entropy with v as a soft label"
     )
     head_learning_rate: float | None = Field(
-        default=None, gt=0, le=1, description="peak learning rate of the scalar head; None: that of the rest"
+        default=1e-3, gt=0, le=1, description="peak learning rate of the scalar head; None: that of the rest"
     )
     traces_per_question: int | None = Field(
         default=16, ge=1, description="at most so many leaves of one question's trees, half right and half wrong"

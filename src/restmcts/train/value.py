@@ -18,7 +18,7 @@ from transformers import Trainer, TrainingArguments
 from restmcts.datasets import ValueRow
 from restmcts.encoding import Encoder, PromptSettings
 from restmcts.errors import TrainError
-from restmcts.models import is_value_model, load_token_classifier, load_tokenizer, pick_device
+from restmcts.models import is_value_model, load_token_classifier, load_tokenizer
 from restmcts.seeds import derive_seed
 from restmcts.train.common import (
     IGNORED,
@@ -27,7 +27,9 @@ from restmcts.train.common import (
     add_lora,
     base_identity,
     collate,
+    device_of,
     fit,
+    on_one_device,
     one_line_errors,
     pad_id_of,
     plan_batches,
@@ -68,13 +70,14 @@ def train_value(
     plan = plan_batches([len(example.ids) for example in examples], settings, seed)
     with one_line_errors(settings, out):
         model = _load(base)
-        precision = precision_of(model.dtype, settings, pick_device(settings.device))
+        precision = precision_of(model.dtype, settings, device_of(settings))
         model = prepare(model, settings, precision, max(len(example.ids) for example in examples))
+        model.score.float()  # so that the copy peft trains is float32 too
         if settings.method == "lora":
             model = add_lora(model, settings, seed, task_type="TOKEN_CLS", modules_to_save=["score"])
         trainer = _ValueTrainer(
             model=model,
-            args=TrainingArguments(**training_arguments(settings, plan, out, seed, precision.mixed)),
+            args=on_one_device(TrainingArguments(**training_arguments(settings, plan, out, seed, precision.mixed))),
             train_dataset=Dataset.from_dict({"rows": plan.batches}),
             data_collator=lambda items: collate(
                 [examples[row] for item in items for row in item["rows"]], pad_id_of(tokenizer), torch.float32
@@ -83,7 +86,7 @@ def train_value(
             settings=settings,
         )
         metrics = fit(trainer, plan, examples, settings, ("value", base_identity(base), seed), on_progress)
-        model = save_trained(trainer.model, out, precision.stored, tokenizer, prompt)
+        model = save_trained(trainer.model, out, precision.stored, tokenizer, prompt, seed)
         if kept_out:
             metrics |= _errors(model, _encode_all(kept_out, encoder, settings), pad_id_of(tokenizer))
     labelled = sum(label != IGNORED for example in examples for label in example.labels)
@@ -120,7 +123,10 @@ def _split(rows: Sequence[ValueRow], share: float, seed: int) -> tuple[list[Valu
 
 def _load(base: str | FilePath) -> Any:
     """The token classifier in `base`, or its causal LM with a new head that says 0.5 to everything."""
-    model = load_token_classifier(base)
+    try:
+        model = load_token_classifier(base)
+    except RuntimeError as error:  # a head of another shape
+        raise TrainError(f"the head of {str(base)!r} does not fit: give a language model or a value model") from error
     if not is_value_model(base):
         # No bias: servers that load such heads (vLLM's pooling models) have none, and a bias would be lost there.
         model.score = torch.nn.Linear(model.score.in_features, 1, bias=False, dtype=model.dtype)
@@ -165,10 +171,26 @@ class _ValueTrainer(Trainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         labels = inputs["labels"]
-        output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        hook = _head(self.accelerator.unwrap_model(model)).register_forward_hook(_in_float32)
+        try:
+            output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+        finally:
+            hook.remove()
         count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         loss = value_loss(output.logits[..., 0], labels, self.settings.loss) / count
         return (loss, output) if return_outputs else loss
+
+
+def _head(model: Any) -> Any:
+    """The linear map being trained: the model's own, or the copy that peft trains in its place."""
+    score = (model.get_base_model() if hasattr(model, "get_base_model") else model).score
+    return score.modules_to_save[score.active_adapters[0]] if hasattr(score, "modules_to_save") else score
+
+
+def _in_float32(head: Any, inputs: tuple[torch.Tensor, ...], _: torch.Tensor) -> torch.Tensor:
+    """The head's output without autocast's bfloat16, which would round logits to steps of 0.4 %."""
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        return F.linear(inputs[0].float(), head.weight.float(), None if head.bias is None else head.bias.float())
 
 
 def score_traces(
