@@ -1,8 +1,9 @@
 """What a question is: load it or make it, find the answer in a text, grade the answer.
 
-    questions.py   when two questions are the same          numbers.py    numbers as they are written
-    load.py        files and hub data sets -> problems      answers.py    find, canonicalise, compare answers
-    generate.py    the built-in sets (words.py: templates)  grade.py      the grader; symbolic.py: its process
+    load.py       rows -> problems (sources.py: rows of files and hub data sets; questions.py: which are the same)
+    generate.py   the built-in sets (words.py: templates of word problems)
+    answers.py    find, canonicalise and compare answers (numbers.py: numbers as they are written)
+    grade.py      the grader (symbolic.py: math-verify, in a process of its own)
 
 A task says how answers are found and compared. To add one, put an object with the members of `Task` into `TASKS`.
 """

@@ -20,6 +20,9 @@ MAX_ANSWER = 2_000
 MAX_BOXES = 50
 """So many `\\boxed{…}` from the end are looked at."""
 
+MAX_DIGITS = 400
+"""A longer row of digits is not turned into a number."""
+
 # ---------------------------------------------------------------- find the answer
 
 _SENTENCE = re.compile(
@@ -35,7 +38,8 @@ _BOXED = re.compile(r"\\f?boxed\s*\{")
 _BRACE = re.compile(r"(?<!\\)[{}]")
 _DISPLAYED = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", re.DOTALL)
 _SENTENCE_END = re.compile(
-    r"[.!。！](?=[\s*_]+(?:[A-Z(\[]|\\?\(|$)|[。！]|\s*$)|。|[,;]?\s(?:because|since|which|as (?:required|desired|shown))\b"
+    r"[.!。！](?=[\s*_]+(?:[A-Z(\[]|\\?\(|$)|[。！]|\s*$)|。"
+    r"|[,;]?\s(?:because|since|which|as (?:required|desired|shown))\b"
 )
 _BETWEEN_BOXES = re.compile(
     r"(?:[\s,;.$&]|\\quad|\\qquad|\\[,;: ()\[\]]|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b|和|或)*"
@@ -199,6 +203,8 @@ def compare_numeric(gold: str, answer: str) -> bool:
 
     A gold answer that is no number must be equal as text.
     """
+    if gold.isdecimal() and answer.isdecimal() and len(answer) <= MAX_DIGITS:
+        return int(gold) == int(answer)
     known = read_number(clean(gold))
     if known is None:
         return compare_exact(gold, answer)
@@ -208,6 +214,8 @@ def compare_numeric(gold: str, answer: str) -> bool:
 
 def compare_math(gold: str, answer: str) -> bool | None:
     """Equal as mathematics, as far as text and numbers tell; None where a symbolic engine has to look."""
+    if gold.isdecimal() and answer.isdecimal() and len(answer) <= MAX_DIGITS:
+        return int(gold) == int(answer)
     if len(answer) > MAX_ANSWER or not clean(gold) or not clean(answer):
         return False
     a, b = _number(gold), _number(answer)

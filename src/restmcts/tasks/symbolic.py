@@ -57,12 +57,13 @@ def equal(math_verify: Any, gold: str, answer: str) -> bool:
 
 
 def expressions(math_verify: Any, text: str) -> list[Any]:
-    """What `text` can be read as: LaTeX in its own marks, or as a whole."""
+    """What `text` can be read as: LaTeX in its own marks or as a whole, a list or a decimal comma."""
     text = re.sub(r"\\mathrm\s*\{\s*([a-z])\s*\}", r"\1", text)
+    decimals = re.fullmatch(r"\s*([+-]?\d+),(\d+)\s*", text)
     if not re.search(r"\$|\\boxed|\\\(|\\\[", text):
         text = f"${text}$"
     found: list[Any] = math_verify.parse(text, parsing_timeout=None)
-    return found
+    return found + (math_verify.parse(f"{decimals[1]}.{decimals[2]}", parsing_timeout=None) if decimals else [])
 
 
 def _apart(a: Any, b: Any) -> bool:
