@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from restmcts import datasets
 from restmcts.api import solve
 from restmcts.config import RunConfig
 from restmcts.console import Progress, number
-from restmcts.data import DATA_FILES, problem_record
+from restmcts.data import DATA_FILES
 from restmcts.engines import Engines
 from restmcts.errors import ConfigError, StoreError
 from restmcts.evaluate import TREES, evaluate, search_all
-from restmcts.job import OpenOnDemand, models_and_files
+from restmcts.job import Job, Kind, OpenOnDemand, models_and_files
+from restmcts.loop import Transformers
 from restmcts.seeds import derive_seed
 from restmcts.stages import LABELS, POLICY_ROWS, VALUE_ROWS
-from restmcts.store import RunFolder, StageFolder, read_jsonl, write_jsonl
+from restmcts.store import RunFolder, StageFolder, read_jsonl
 from restmcts.tasks.grade import Grader
-from restmcts.tasks.load import load_problems
+from restmcts.tasks.load import load_problems, write_problems
 from restmcts.types import Problem, Tree, Usage
 
 SCRIPTED = "scripted"
@@ -57,25 +58,25 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     """Search every problem; OUT/trees.jsonl grows tree by tree."""
     problems = _problems(config, need_answer=False)
 
-    def work(stage: StageFolder, grader: Grader) -> dict[str, Any]:
+    def work(stage: StageFolder, job: Job) -> dict[str, Any]:
         with OpenOnDemand(lambda: open_engines(config)) as engines:
             trees = search_all(
                 problems,
                 config.search.method,
                 config.search,
                 engines(),
-                grader=grader,
+                grader=job.grader,
                 seed=config.seed,
                 concurrency=config.engine.concurrency,
                 path=stage.path / TREES,
-                on_tree=_watch(progress, "search", stage.path / TREES, len(problems)),
+                on_tree=job.watch(stage, len(problems)),
             )
         answered = sum(tree.final_answer is not None for tree in trees)
         usage = asdict(sum((tree.usage for tree in trees), Usage()))
         return {"problems": len(trees), "answered": answered, "nodes": sum(map(len, trees)), "usage": usage}
 
     metrics = _stage(
-        out, progress, work, settings=_asked(config), inputs={"problems": config.problems, **_models(config)}
+        config, out, progress, work, settings=_asked(config), inputs={"problems": config.problems, **_models(config)}
     )
     print(f"{metrics['problems']} trees, {metrics['answered']} with an answer: {out / TREES}")
 
@@ -85,10 +86,10 @@ def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Prog
     trees = _file(trees, TREES)
     pick, per_question = config.policy_training.pick, config.policy_training.traces_per_question
 
-    def work(stage: StageFolder, grader: Grader) -> dict[str, Any]:
+    def work(stage: StageFolder, job: Job) -> dict[str, Any]:
         progress.stage("label")
         found = read_trees(trees)
-        correct = datasets.verify(found, grader)
+        correct = datasets.verify(found, job.grader)
         labels = datasets.label_trees(found, correct, unsolved=config.labels.unsolved, estimate=config.labels.estimate)
         seed = derive_seed(config.seed, "label")
         for_policy = datasets.policy_rows(found, labels, traces_per_question=per_question, pick=pick, seed=seed)
@@ -112,37 +113,29 @@ def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Prog
         "value_training": {"traces_per_question": config.value_training.traces_per_question},
         "seed": config.seed,
     }
-    m = _stage(out, progress, work, settings=settings, inputs={"trees": trees})
+    m = _stage(config, out, progress, work, settings=settings, inputs={"trees": trees})
     print(f"{m['reached']} of {m['trees']} trees reached the right answer")
     print(f"{m['policy_rows']} rows for the policy: {out / POLICY_ROWS}")
     print(f"{m['value_rows']} rows for the value model: {out / VALUE_ROWS}")
 
 
-def train_model(
-    kind: Literal["policy", "value"], config: RunConfig, rows: Path, base: str, out: Path, progress: Progress
-) -> None:
+def train_model(kind: Kind, config: RunConfig, rows: Path, base: str, out: Path, progress: Progress) -> None:
     """Train one model on the rows of a file."""
     rows = _file(rows, POLICY_ROWS if kind == "policy" else VALUE_ROWS)
     training = config.policy_training if kind == "policy" else config.value_training
 
-    def work(stage: StageFolder, grader: Grader) -> dict[str, Any]:
+    def work(stage: StageFolder, job: Job) -> dict[str, Any]:
         progress.stage(f"train {kind}")
-        options: dict[str, Any] = {"base": base, "out": stage.path, "prompt": config.prompt, "seed": config.seed}
-        options |= {"settings": training, "on_progress": progress.update}
-        if kind == "policy":
-            from restmcts.train.policy import train_policy
-
-            return dict(train_policy(datasets.read_rows(rows, datasets.PolicyRow), **options))
-        from restmcts.train.value import train_value
-
-        return dict(train_value(datasets.read_rows(rows, datasets.ValueRow), **options))
+        found = datasets.read_rows(rows, datasets.PolicyRow if kind == "policy" else datasets.ValueRow)
+        options: dict[str, Any] = {"base": base, "out": stage.path, "settings": training, "seed": config.seed}
+        return dict(job.tools.train(kind, found, **options, on_progress=job.on_step))
 
     settings = {
         f"{kind}_training": training.model_dump(mode="json"),
         "prompt": config.prompt.model_dump(mode="json"),
         "seed": config.seed,
     }
-    _stage(out, progress, work, settings=settings, inputs={"rows": rows, "base": base})
+    _stage(config, out, progress, work, settings=settings, inputs={"rows": rows, "base": base})
     print(f"the {kind} model is in {out}")
 
 
@@ -152,7 +145,8 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     methods = [
         mode for mode in config.evaluate.methods if mode == "greedy" or config.value or config.policy == SCRIPTED
     ]
-    with RunFolder(out) as folder, Grader() as grader, OpenOnDemand(lambda: open_engines(config)) as engines:
+    with RunFolder(out) as folder, Grader() as grader, OpenOnDemand(lambda: open_engines(config)) as engines, progress:
+        job = Job(config, folder, grader, progress, Transformers(config))
         for mode in methods:
             search = config.evaluate.search
             if mode == "greedy":
@@ -170,7 +164,7 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
                         seed=config.seed,
                         concurrency=config.engine.concurrency,
                         folder=stage.path,
-                        on_tree=_watch(progress, mode, stage.path / TREES, len(problems)),
+                        on_tree=job.watch(stage, len(problems)),
                     )
                     stage.finish(result.summary())
                     progress.finish()
@@ -186,7 +180,7 @@ def write_generated(name: str, out: Path, **options: int) -> None:
     made = generate(name, **options)
     for part, file in DATA_FILES.items():
         problems = getattr(made, part)
-        write_jsonl(out / file, map(problem_record, problems))
+        write_problems(out / file, problems)
         print(f"{len(problems):>6} {part:<8} {out / file}")
 
 
@@ -217,10 +211,11 @@ def read_trees(path: Path) -> list[Tree]:
     return trees
 
 
-Work = Callable[[StageFolder, Grader], Mapping[str, Any]]
+Work = Callable[[StageFolder, Job], Mapping[str, Any]]
 
 
 def _stage(
+    config: RunConfig,
     out: Path,
     progress: Progress,
     work: Work,
@@ -235,7 +230,7 @@ def _stage(
             print(f"{out} is finished: nothing was run again")
             return stage.manifest.metrics
         with Grader() as grader, progress:
-            return stage.finish(work(stage, grader)).metrics
+            return stage.finish(work(stage, Job(config, folder, grader, progress, Transformers(config)))).metrics
 
 
 def _problems(config: RunConfig, *, need_answer: bool) -> list[Problem]:
@@ -262,21 +257,6 @@ def _file(path: Path, name: str) -> Path:
     if not path.is_file():
         raise StoreError(f"no such file: {path}")
     return path
-
-
-def _watch(progress: Progress, name: str, stored: Path, total: int) -> Callable[[Tree, bool], None]:
-    """Begin to show a search: trees that are ready, questions solved, tokens generated."""
-    done = sum(1 for _ in stored.open("rb")) if stored.exists() else 0
-    progress.stage(name, total, done=done)
-    seen = {"done": 0, "solved": 0, "tokens": 0}
-
-    def on_tree(tree: Tree, right: bool) -> None:
-        seen["done"] += 1
-        seen["solved"] += right
-        seen["tokens"] += tree.usage.policy_tokens
-        progress.update(seen["done"], total, solved=seen["solved"], tokens=seen["tokens"])
-
-    return on_tree
 
 
 def _accuracy_line(mode: str, metrics: Mapping[str, Any]) -> str:

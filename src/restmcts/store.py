@@ -92,8 +92,9 @@ class StageFolder:
     """
 
     def __init__(self, run: RunFolder, name: str, begun: dict[str, Any], manifest: Manifest | None) -> None:
-        self.run, self.name, self.manifest = run, name, manifest
         self.path = run.path / name
+        self.name = self.path.resolve().name if name == WHOLE else name
+        self.manifest = manifest
         self._begun = begun
         self._since = time.monotonic()
 
