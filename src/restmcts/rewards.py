@@ -1,7 +1,7 @@
-"""What a verified tree says about its steps: process rewards without human labels (ReST-MCTS*, Eqs. 1–2).
+"""What a verified tree says about its steps: process rewards without human labels (ReST-MCTS*, Eqs. 1 and 2).
 
-Two sweeps over a flat tree, parents before children: up for the reasoning distance m and correctness r, down for the
-weighted reward w and the quality value v.
+Two sweeps over a flat tree whose parents come before their children: up, for the reasoning distance m and how many
+verified leaves below are correct; down, for the weighted reward w and the quality value v.
 """
 
 from __future__ import annotations
@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+_NAN, _INF = float("nan"), float("inf")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labels:
-    """One entry per node, float64; NaN where a node carries no label (its branch never finished).
+    """One float64 entry per node; NaN where a node carries no label (its branch never finished).
 
-    m: least number of further steps to a correct answer, ≥ 0 (inf: none is known anywhere in the tree).
+    m: least number of further steps to a correct answer, ≥ 0; inf where the tree holds no correct answer.
     r: how wrong the step is, in [0, 1]. w: weighted reward, in [−1, 1]. v: quality value, in [0, 1].
-    The root, which is no step, has w = 0 and v = 0.
+    The root is no step: w = 0 and v = 0 there.
     """
 
     m: Floats
@@ -38,63 +39,92 @@ def process_rewards(
     unsolved: Literal["zero", "drop"] = "zero",
     estimate: Literal["hard", "soft"] = "hard",
 ) -> Labels:
-    """Label every node of a verified tree.
+    """Label every node of a verified tree, in time linear in their number.
 
-    `parent[i]` is the index of node i's parent, −1 for the root (node 0), parents before children. `correct[i]` is
-    True or False for a verified finished leaf and None elsewhere; a node with no verified leaf below it is unfinished
-    and unlabelled. With `estimate="hard"`, r = 0 if a correct leaf lies at or below the node, else 1; with "soft",
-    r = 1 − (share of the verified leaves at or below it that are correct). A node without a correct leaf below it takes
-    m from its parent. Then
+    `parent[i]` is the index of node i's parent, −1 for the root (node 0); parents come before children. `correct[i]` is
+    True or False for a verified finished leaf and None elsewhere. A node with no verified leaf at or below it is
+    unfinished: it gets no label and has no say.
+
+    m is the distance to the nearest correct leaf at or below the node; where there is none, the m of its parent.
+    r, with `estimate="hard"`, is 0 if a correct leaf lies at or below the node, else 1; with `"soft"` it is 1 − the
+    share of the verified leaves at or below it that are correct. `m` is the same for both. Then, from the root down,
 
         w_k = (1 − v_{k−1}) / (m_k + 1) · (1 − 2 r_k)      (Eq. 2)
-        v_k = max(v_{k−1} + w_k, 0)                        (Eq. 1), v = 0 at the root.
+        v_k = max(v_{k−1} + w_k, 0)                        (Eq. 1), v_0 = 0.
 
-    A tree without any correct leaf is the limit m → ∞ with `unsolved="zero"`: r = 1, w = 0, v = 0 on finished
-    branches; with "drop" it gets no labels. Linear in the number of nodes. Raises ValueError for lists of unequal
-    length, a parent that does not come before its child, or an unknown option.
+    In a tree without a correct leaf m → ∞: with `unsolved="zero"` r = 1, w = 0 and v = 0 on the finished branches; with
+    `"drop"` no node gets a label.
+
+    Raises ValueError for an empty tree, lists of unequal length, a parent that does not come before its child, a
+    verdict that is not True, False or None, and an unknown option.
     """
-    _check(parent, correct, unsolved, estimate)
-    n = len(parent)
-    above = list(parent)
-    verified, right, m = [0] * n, [0] * n, [float("inf")] * n
-    for i in range(n - 1, -1, -1):  # children to parents
+    above = _checked(parent, correct, unsolved, estimate)
+    m, verified, right = _sweep_up(above, correct)
+    if right[0] == 0 and unsolved == "drop":
+        verified = [0] * len(above)
+    return Labels(*(np.array(column) for column in _sweep_down(above, m, verified, right, soft=estimate == "soft")))
+
+
+def _sweep_up(above: list[int], correct: Sequence[bool | None]) -> tuple[list[float], list[int], list[int]]:
+    """Per node: steps to the nearest correct leaf at or below it (inf: none), verified leaves there, correct ones."""
+    count = len(above)
+    m, verified, right = [_INF] * count, [0] * count, [0] * count
+    for i in range(count - 1, -1, -1):
         if correct[i] is not None:
             verified[i] += 1
             if correct[i]:
                 right[i] += 1
                 m[i] = 0.0
-        p = above[i]
-        if p >= 0:
+        if i and verified[i]:
+            p = above[i]
             verified[p] += verified[i]
             right[p] += right[i]
-            if m[i] + 1 < m[p]:
-                m[p] = m[i] + 1
-    nan = float("nan")
-    solved = bool(n) and right[0] > 0
-    r, w, v = [nan] * n, [nan] * n, [nan] * n
-    for i in range(n):  # parents to children
-        if not verified[i] or (not solved and unsolved == "drop"):
-            m[i] = nan
+            m[p] = min(m[p], m[i] + 1)
+    return m, verified, right
+
+
+def _sweep_down(
+    above: list[int], m: list[float], verified: list[int], right: list[int], *, soft: bool
+) -> tuple[list[float], list[float], list[float], list[float]]:
+    """m, r, w, v of every node from those of its parent. A correct leaf lies infinitely far off where m is inf."""
+    count = len(above)
+    r, w, v = [_NAN] * count, [_NAN] * count, [_NAN] * count
+    for i in range(count):
+        if not verified[i]:
+            m[i] = _NAN
             continue
-        p = above[i]
-        r[i] = 1.0 - right[i] / verified[i] if estimate == "soft" else float(right[i] == 0)
-        if p < 0:
+        r[i] = 1.0 - right[i] / verified[i] if soft else float(not right[i])
+        if i == 0:
             w[i] = v[i] = 0.0
             continue
+        before = v[above[i]]
         if not right[i]:
-            m[i] = m[p]
-        w[i] = (1.0 - v[p]) / (m[i] + 1.0) * (1.0 - 2.0 * r[i]) if solved else 0.0
-        v[i] = max(v[p] + w[i], 0.0)
-    return Labels(*(np.array(column, dtype=np.float64) for column in (m, r, w, v)))
+            m[i] = m[above[i]]
+        w[i] = 0.0 if m[i] == _INF else (1.0 - before) / (m[i] + 1.0) * (1.0 - 2.0 * r[i])
+        v[i] = max(before + w[i], 0.0)
+    return m, r, w, v
 
 
-def _check(parent: Sequence[int], correct: Sequence[bool | None], unsolved: str, estimate: str) -> None:
+def _checked(parent: Sequence[int], correct: Sequence[bool | None], unsolved: str, estimate: str) -> list[int]:
+    """`parent` as a list of int, when all is well."""
+    if unsolved not in ("zero", "drop"):
+        raise ValueError(f"unsolved = {unsolved!r} is unknown; say 'zero' or 'drop'")
+    if estimate not in ("hard", "soft"):
+        raise ValueError(f"estimate = {estimate!r} is unknown; say 'hard' or 'soft'")
     if len(parent) != len(correct):
         raise ValueError(f"parent has {len(parent)} entries and correct has {len(correct)}; give one per node")
-    if unsolved not in ("zero", "drop"):
-        raise ValueError(f"unsolved={unsolved!r} is neither 'zero' nor 'drop'")
-    if estimate not in ("hard", "soft"):
-        raise ValueError(f"estimate={estimate!r} is neither 'hard' nor 'soft'")
-    for i, p in enumerate(parent):
-        if not (p == -1 if i == 0 else 0 <= p < i):
-            raise ValueError(f"node {i} has parent {p}; node 0 is the root (-1), and parents come before children")
+    if not len(parent):
+        raise ValueError("the tree is empty; it has at least its root, with parent -1")
+    indices = np.asarray(parent)
+    if indices.dtype.kind not in "iu" or indices.ndim != 1:
+        raise ValueError("parent holds something else than whole numbers; give the index of each node's parent")
+    wrong = (indices < 0) | (indices >= np.arange(len(indices)))
+    wrong[0] = indices[0] != -1
+    if wrong.any():
+        node = int(wrong.argmax())
+        rule = "parents come before their children" if node else "node 0 is the root, with parent -1"
+        raise ValueError(f"node {node} has parent {int(indices[node])}; {rule}")
+    for node, verdict in enumerate(correct):
+        if verdict is not None and not isinstance(verdict, bool | np.bool_):
+            raise ValueError(f"node {node} is verified as {verdict!r}; say True, False, or None where nothing finished")
+    return [int(p) for p in indices.tolist()]

@@ -25,7 +25,6 @@ Method = Callable[[Problem, SearchSettings, int, Task], Generator[Request, Reply
 SEARCHES: dict[str, Method] = {"mcts_star": mcts_star, "cot": cot, "sample": sample}
 
 
-
 def get_search(name: str) -> Method:
     """The method of that name. Raises ConfigError with the nearest name when there is none."""
     if name not in SEARCHES:

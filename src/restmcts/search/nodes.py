@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from statistics import fmean
+from typing import Literal
 
 from restmcts.search.settings import SearchSettings
 from restmcts.tasks import Task
-from restmcts.types import BudgetExhausted, Failed, Problem, Proposals, Reply, Request, Score, Scores, Tree
+from restmcts.types import Failed, Finish, Problem, Proposals, Reply, Request, Score, Scores, Tree
 
 Search = Generator[Request, Reply, Tree]
-Phase = Generator[Request, Reply, None]
+"""A running search: yields requests, is sent replies, returns its tree."""
 
 
 def new_tree(problem: Problem, settings: SearchSettings, seed: int, method: str) -> Tree:
+    """A tree that holds the question only."""
     tree = Tree(problem, method, seed, settings=settings.model_dump(mode="json"))
     tree.value[0] = 0.0  # v_0 = 0
     return tree
@@ -21,84 +24,88 @@ def new_tree(problem: Problem, settings: SearchSettings, seed: int, method: str)
 def add_samples(
     tree: Tree, parent: int, reply: Proposals, settings: SearchSettings, task: Task, *, origin: str, iteration: int = 0
 ) -> list[int]:
-    """Make a node of every sample; equal siblings are one node with more `copies`. Returns the nodes, each once.
+    """Make a node of every sample; returns the nodes in order, each once.
 
-    A node is finished if and only if its text holds an answer. Without one it is dead when it is empty, was cut off,
-    ended the model's turn, or reached the depth limit.
+    A sample that an earlier child of `parent` already has, in the same words and with the same fate, is counted there
+    (`copies`). A node is finished if and only if its text holds an answer; without one it is dead when the text is
+    empty, ended the model's turn, was cut off at the token limit, or lies at the depth limit.
     """
     depth = len(tree.nodes_to(parent)) + 1
-    siblings = {tree.text[n]: n for n in range(parent + 1, len(tree)) if tree.parent[n] == parent}
+    siblings = {_identity(tree, n): n for n in range(parent + 1, len(tree)) if tree.parent[n] == parent}
     nodes: dict[int, None] = {}
     for sample in reply.samples:
-        node = siblings.get(sample.step.text)
+        text = sample.step.text
+        answer = task.find_answer(text)
+        reason = None if answer is not None else _why_dead(text, sample.finish, depth, settings.max_depth)
+        node = siblings.get((text, reason))
         if node is not None:
             tree.copies[node] += 1
         else:
-            answer = task.find_answer(sample.step.text)
-            reason = None if answer is not None else _why_dead(sample.step.text, sample.finish, depth, settings)
+            status: Literal["open", "finished", "dead"]
+            status = "finished" if answer is not None else "open" if reason is None else "dead"
             node = tree.add(
-                parent,
-                sample.step,
-                status="finished" if answer is not None else "dead" if reason else "open",
-                answer=answer,
-                reason=reason,
-                origin=origin,
-                iteration=iteration,
+                parent, sample.step, status=status, answer=answer, reason=reason, origin=origin, iteration=iteration
             )
-            siblings[sample.step.text] = node
+            siblings[text, reason] = node
         nodes[node] = None
     return list(nodes)
 
 
-def _why_dead(text: str, finish: str, depth: int, settings: SearchSettings) -> str | None:
+def _identity(tree: Tree, node: int) -> tuple[str, str | None]:
+    return tree.text[node], tree.reason[node]
+
+
+def _why_dead(text: str, finish: Finish, depth: int, max_depth: int) -> str | None:
     if not text.strip():
         return "empty"
     if finish != "step":
-        return {"end": "ended", "length": "length"}[finish]
-    return "depth" if depth >= settings.max_depth else None
+        return "ended" if finish == "end" else "length"
+    return "depth" if depth >= max_depth else None
 
 
-def score_nodes(tree: Tree, nodes: Sequence[int]) -> Phase:
-    """Ask V for the nodes that have no value yet and are not dead; a failure leaves them without one."""
+def score_nodes(tree: Tree, nodes: Sequence[int]) -> Generator[Request, Reply, bool]:
+    """Ask V for those `nodes` that have no value yet and are not dead; returns whether V could be asked.
+
+    A failure is recorded and leaves them without a value: None, which is not 0.
+    """
     wanted = [n for n in nodes if tree.raw_value[n] is None and tree.status[n] != "dead"]
     if not wanted:
-        return
+        return True
     reply = yield Score(tree.problem, tuple(tree.path(n) for n in wanted))
-    if isinstance(reply, Failed):
-        tree.failures.append(f"score: {reply.reason}")
-        return
-    assert isinstance(reply, Scores)
+    if not isinstance(reply, Scores):
+        note_failure(tree, "score", reply)
+        return False
     for node, value in zip(wanted, reply.values, strict=True):
         tree.raw_value[node] = tree.value[node] = value
+    return True
+
+
+def note_failure(tree: Tree, what: str, reply: Reply) -> None:
+    """Record that a request was not answered."""
+    tree.failures.append(f"{what}: {reply.reason if isinstance(reply, Failed) else f'got {type(reply).__name__}'}")
 
 
 def conclude(tree: Tree, rule: str, task: Task) -> Tree:
-    """Choose the answer among the finished leaves.
+    """Choose the answer among the finished leaves; returns the tree. Where nothing finished there is no answer.
 
-    `vote`: answers that are equal under `task.key` add up their leaves' raw values, times the copies of each leaf, and
-    the best leaf of the winner is the result; `best`: the leaf with the highest raw value. Where V never scored a leaf
-    (a method without V, or a failure), each leaf counts 1, so the vote is self-consistency's majority.
+    `vote`: leaves whose answers are equal under `task.key` add up their raw values, each times its copies; the result
+    is the best leaf of the winner. `best`: the leaf with the highest raw value. Earlier leaves win ties.
+    A leaf that V could not score votes like the average scored one and is the result only where no scored leaf can be;
+    where V was never asked, every leaf counts 1, and the vote is the majority of self-consistency.
     """
     finished = tree.finished()
     if not finished:
         return tree
-    scored = all(tree.raw_value[n] is not None for n in finished)
-    weight = {n: _raw(tree, n) if scored else 1.0 for n in finished}
+    known = [v for n in finished if (v := tree.raw_value[n]) is not None]
+    usual = fmean(known) if known else 1.0
     if rule == "vote":
         votes: dict[str, float] = {}
-        for n in finished:
-            key = task.key(tree.answer[n] or "")
-            votes[key] = votes.get(key, 0.0) + weight[n] * tree.copies[n]
+        keys = {n: task.key(tree.answer[n] or "") for n in finished}
+        for n, key in keys.items():
+            value = tree.raw_value[n]
+            votes[key] = votes.get(key, 0.0) + (usual if value is None else value) * tree.copies[n]
         winner = max(votes, key=votes.__getitem__)
-        finished = [n for n in finished if task.key(tree.answer[n] or "") == winner]
-    tree.result = max(finished, key=lambda n: weight[n])
+        finished = [n for n in finished if keys[n] == winner]
+    tree.result = max(finished, key=lambda n: -1.0 if (v := tree.raw_value[n]) is None else v)
     tree.final_answer = tree.answer[tree.result]
     return tree
-
-
-def _raw(tree: Tree, node: int) -> float:
-    value = tree.raw_value[node]
-    return 0.0 if value is None else value
-
-
-__all__ = ["BudgetExhausted", "Phase", "Search", "add_samples", "conclude", "new_tree", "score_nodes"]

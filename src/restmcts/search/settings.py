@@ -16,7 +16,9 @@ class SearchSettings(Settings):
     method: str = Field(default="mcts_star", description="a name in SEARCHES: mcts_star, sample, cot")
     iterations: int = Field(default=16, ge=1, description="T: iterations of MCTS*")
     branch: int = Field(default=3, ge=1, description="b: next steps proposed at an expansion")
-    rollout_steps: int = Field(default=2, ge=0, description="m: steps of the greedy rollout; 0 leaves it out")
+    rollout_steps: int = Field(
+        default=32, ge=0, description="m: steps of the greedy rollout; 0: none; max_depth or more: to the end"
+    )
     rollout_branch: int = Field(default=1, ge=1, description="d: samples of each rollout step, the best one kept")
     alpha: float = Field(default=0.5, ge=0, le=1, description="α: weight of the node's own value against the rollout's")
     exploration: float = Field(default=0.5, ge=0, description="ε of the selection formula")
@@ -24,20 +26,26 @@ class SearchSettings(Settings):
         default=0.9, ge=0, description="l: a finished node with at least this value ends the search; above 1: never"
     )
     max_depth: int = Field(
-        default=16, ge=1, description="steps on a path; a path of this length without answer is dead"
+        default=32, ge=1, description="steps on a path; a path of this length without an answer is dead"
     )
     temperature: float = Field(default=0.7, ge=0, description="sampling temperature; 0 is greedy")
     step_tokens: int = Field(default=256, ge=1, description="most tokens of one step, its delimiter included")
     self_critic: bool = Field(
         default=False, description="ask the policy before each expansion whether it is done, and for advice"
     )
+    critic_tokens: int = Field(default=48, ge=1, description="most tokens of one word of the self-critic")
     answer_rule: Literal["vote", "best"] = Field(
         default="vote", description="vote: finished leaves vote with their values; best: the highest-valued leaf"
     )
     samples: int = Field(default=8, ge=1, description="chains of the method `sample`")
     budget_tokens: int | None = Field(default=None, ge=1, description="most policy tokens for one question")
-    budget_value_tokens: int | None = Field(default=None, ge=1, description="most value tokens for one question")
-    budget_seconds: float | None = Field(default=None, gt=0, description="most seconds for one question")
+    budget_value_tokens: int | None = Field(
+        default=None, ge=1, description="value tokens for one question after which no more scores are asked for"
+    )
+    budget_seconds: float | None = Field(
+        default=None, gt=0, description="most seconds for one question; what is found then depends on the machine"
+    )
 
     def budget(self) -> Budget:
+        """The hard limits that `drive` holds each tree to."""
         return Budget(self.budget_tokens, self.budget_value_tokens, self.budget_seconds)
