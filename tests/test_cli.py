@@ -150,6 +150,7 @@ def test_an_interrupted_search_resumes_to_what_a_straight_one_finds(restmcts, tm
     command = [*SEARCH, "--problems", str(problems), "--set", "engine.concurrency=4"]
     killed = subprocess.Popen(
         [sys.executable, "-m", "restmcts", *command, "--out", "cut"],
+        env={**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])},
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -203,9 +204,9 @@ def test_bad_problem_files(restmcts, tmp_path, content, parts):
 def test_an_answer_is_needed_to_evaluate_and_not_to_search(restmcts, tmp_path):
     (tmp_path / "problems.jsonl").write_text('{"question": "What is 1 + 1?"}\n')
     assert restmcts(*SEARCH, "--problems", "problems.jsonl", "--out", "found").code == 0
-    said = restmcts("evaluate", "--policy", "scripted", "--problems", "problems.jsonl", "--out", "measured")
+    said = restmcts("evaluate", "--policy", "scripted", "--problems", "problems.jsonl", "--out", "measured", "-q")
     assert_one_line(said, "problems.jsonl", "answer")
-    assert_one_line(restmcts("label", "found", "--out", "labels"), "answer")
+    assert_one_line(restmcts("label", "found", "--out", "labels", "-q"), "answer")
 
 
 @pytest.mark.parametrize(
@@ -217,21 +218,21 @@ def test_an_answer_is_needed_to_evaluate_and_not_to_search(restmcts, tmp_path):
         (["solve", "What?", "--set", "search.iteration=3"], ["did you mean 'search.iterations'?"]),
         (["solve", "What?", "--set", "search.alpha=3"], ["search.alpha = 3: it must be less than or equal to 1"]),
         (["solve", "What?", "--policy", "scripted", "--set", "search.method=mtcs_star"], ["did you mean 'mcts_star'?"]),
-        (["solve", "What?", "--policy", "scripted", "--set", "task=maths"], ["did you mean 'math'?"]),
+        (["solve", "What?", "--policy", "scripted", "--set", "task=maths"], ["'maths'; nearest is 'math'"]),
         (["solve", "What?", "--config", "none.yaml"], ["no such config file: none.yaml"]),
         (["run"], ["no policy"]),
         (["run", "--policy", "embedded"], ["no problems"]),
         (["run", "--policy", "scripted", "--problems", "p.jsonl"], ["scripted"]),
         (["run", "--preset", "dmo"], ["did you mean 'demo'?"]),
         (["run", "--preset", "demo", "--rounds", "-1"], ["rounds = -1"]),
-        (["run", "--preset", "demo", "--rounds", "two"], ["'two'"]),
+        (["run", "--preset", "demo", "--rounds", "two"], ["'--rounds'", "valid integer"]),
         (["run", "--preset", "demo", "--out", "r", "--redo", "round-1/search"], ["no stage 'round-1/search'"]),
         (["label", "none.jsonl", "--out", "x"], ["no such file: none.jsonl"]),
         (["train", "policy", "none.jsonl", "--base", "embedded", "--out", "x"], ["no such file: none.jsonl"]),
         (["report", "none"], ["none holds no results"]),
         (["serach"], ["serach"]),
         (["solve", "What?", "--polcy", "x"], ["--polcy"]),
-        (["solve"], ["QUESTION"]),
+        (["solve"], ["Missing argument 'question' (see --help)"]),
         (["generate", "demos", "--out", "x"], ["'demos'"]),
     ],
 )  # fmt: skip
@@ -248,9 +249,9 @@ def test_an_output_folder_in_use_or_impossible(restmcts, problems, tmp_path):
 
 def test_damaged_trees_are_named(restmcts, tmp_path):
     (tmp_path / "trees.jsonl").write_text('{"schema": 1}\n')
-    assert_one_line(restmcts("label", "trees.jsonl", "--out", "x"), "trees.jsonl, record 1")
+    assert_one_line(restmcts("label", "trees.jsonl", "--out", "x", "-q"), "trees.jsonl, record 1")
     (tmp_path / "trees.jsonl").write_text("{\n")
-    assert_one_line(restmcts("label", "trees.jsonl", "--out", "y"), "trees.jsonl, line 1")
+    assert_one_line(restmcts("label", "trees.jsonl", "--out", "y", "-q"), "trees.jsonl, line 1")
 
 
 @pytest.mark.model
@@ -261,6 +262,9 @@ def test_bad_models(restmcts, problems, tmp_path, tiny_model_dir):
     solve = ("solve", "What?", "--policy")
     assert_one_line(restmcts(*solve, "empty"), "'empty' is no model", "config.json")
     assert_one_line(restmcts(*solve, "./none"), "no model folder './none'")
+    command = ("search", "--problems", problems, "--out", "found", "-q", "--policy")
+    assert_one_line(restmcts(*command, "./typo"), "no model folder './typo'")
+    assert restmcts(*command, "scripted").code == 0  # a typo is not held against the folder
     assert_one_line(restmcts(*solve, problems), "is a file, not a model")
     assert_one_line(restmcts(*solve, tiny_model_dir, "--value", tiny_model_dir), "not a value model")
     shutil.copytree(tiny_model_dir, tmp_path / "plain")

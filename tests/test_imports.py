@@ -124,6 +124,7 @@ def test_type_checkers_see_the_same_public_names():
     assert seen == {name: f"restmcts.{module}" for name, module in restmcts._MODULE_OF.items()}
 
 
+@pytest.mark.model
 def test_every_public_name_is_there():
     for name in restmcts.__all__:
         assert getattr(restmcts, name) is not None

@@ -237,6 +237,7 @@ def test_a_stage_is_finished_when_its_manifest_exists(tmp_path):
 def test_an_interrupted_stage_is_resumed_and_its_time_counts(tmp_path):
     with RunFolder(tmp_path) as run:
         with pytest.raises(KeyboardInterrupt), run.stage("data", settings=SETTINGS) as stage:
+            (stage.path / "train.jsonl").write_text("{}\n")
             time.sleep(0.05)
             raise KeyboardInterrupt
         with run.stage("data", settings=SETTINGS) as stage:
@@ -260,13 +261,22 @@ def test_changed_settings_are_refused_with_stage_setting_and_remedy(tmp_path, fi
         if finished:
             finish(run, "round-1/search")
         else:
-            with run.stage("round-1/search", settings=SETTINGS):
-                pass
+            with run.stage("round-1/search", settings=SETTINGS) as stage:
+                (stage.path / "trees.jsonl").write_text("{}\n")
         with pytest.raises(ConfigError, match=said) as caught:
             run.stage("round-1/search", settings=settings)
     assert "stage round-1/search was made with" in str(caught.value)
     assert str(caught.value).endswith("use another --out, or --redo round-1/search")
     assert "\n" not in str(caught.value)
+
+
+def test_settings_of_an_attempt_that_left_nothing_may_change(tmp_path):
+    with RunFolder(tmp_path) as run:
+        with run.stage(".", settings={"policy": "a typo"}) as stage:
+            (stage.path / "trees.jsonl").touch()
+        with run.stage(".", settings={"policy": "mended"}) as stage:
+            assert not stage.resumed
+            assert stage.finish().settings == {"policy": "mended"}
 
 
 def test_settings_compare_as_stored(tmp_path):
@@ -305,8 +315,8 @@ def test_redo_sets_aside_the_stage_and_what_was_made_from_it(tmp_path):
         finish(run, "round-1/search", inputs={"data": tmp_path / "data" / "out.jsonl"})
         finish(run, "round-1/policy", inputs={"trees": tmp_path / "round-1" / "search" / "out.jsonl"})
         finish(run, "base/evaluate", inputs={"data": tmp_path / "data" / "out.jsonl"})
-        with run.stage("round-2/search", settings=SETTINGS, inputs={"policy": tmp_path / "round-1" / "policy"}):
-            pass
+        with run.stage("round-2/search", settings=SETTINGS, inputs={"policy": tmp_path / "round-1" / "policy"}) as half:
+            (half.path / "trees.jsonl").write_text("{}\n")
         assert run.redo("round-1/search") == ["round-1/policy", "round-1/search", "round-2/search"]
         assert run.stages() == ["base/evaluate", "data"]
         aside = list((tmp_path / ".set-aside").glob("*/round-1/search/out.jsonl"))

@@ -6,6 +6,7 @@ Heavy libraries load inside the commands that need them.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,6 +46,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of `restmcts`; ends the process with the codes listed in `shell`."""
+    # Hub clients repeat every failed request on the screen; what comes of it in the end is said once, by us.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     sys.exit(guarded(_dispatch, sys.argv[1:] if arguments is None else arguments))
 
 

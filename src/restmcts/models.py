@@ -159,11 +159,13 @@ def read_prompt(folder: str | Path) -> PromptSettings | None:
 
 
 def _load(spec: str | Path, loader: Any, **options: Any) -> Any:
+    from safetensors import SafetensorError
+
     name = resolve_model(spec)
     try:
         return loader(name, trust_remote_code=False, **options)
     except MemoryError:
         raise EngineError(f"not enough memory to load {name!r}; use a smaller model or dtype") from None
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise EngineError(f"cannot load model {name!r}: {reason}") from None

@@ -69,7 +69,7 @@ def one_line(error: BaseException) -> str | None:
         )
     # A usage error of the command line's own parser, which has no public base class to name here.
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        return f"{_flat(error.format_message())} (see --help)"
+        return f"{_flat(error.format_message()).rstrip('.')} (see --help)"
     return None
 
 

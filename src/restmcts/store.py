@@ -49,6 +49,7 @@ __all__ = [
 MANIFEST_SCHEMA = 1
 MANIFEST = "manifest.json"
 BEGUN = "begun.json"
+LOCK = "run.lock"
 SET_ASIDE = ".set-aside"
 WHOLE = "."
 """the stage whose folder is the run folder itself: a stage done alone"""
@@ -153,7 +154,7 @@ class RunFolder:
         self.path = Path(path)
         with explained(self.path, "make"):
             self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = Lock(self.path / "run.lock")
+        self._lock = Lock(self.path / LOCK)
 
     def finished(self, name: str) -> Manifest | None:
         """The manifest of stage `name`, or None while it is not finished. Raises StoreError if it is unreadable."""
@@ -223,8 +224,12 @@ class RunFolder:
         self.close()
 
     def _begun(self, name: str) -> dict[str, Any] | None:
-        path = self.path / name / BEGUN
-        return read_json(path) if path.exists() else None
+        """How an unfinished stage was begun; None where nothing came of it yet, so that a typo can be mended."""
+        folder = self.path / name
+        if not (folder / BEGUN).exists():
+            return None
+        work = (file for file in folder.rglob("*") if file.is_file() and file.name not in (BEGUN, LOCK))
+        return read_json(folder / BEGUN) if any(file.stat().st_size for file in work) else None
 
     def _reads(self, stage: str, stages: list[str]) -> set[str]:
         """The stages whose files `stage` was made from."""
