@@ -94,7 +94,7 @@ def _questions(config: RunConfig) -> tuple[list[Problem], list[Problem], list[Pr
         g = config.generate
         made = generate(g.name, train=g.train, heldout=g.heldout, worked=g.worked, seed=g.seed)
         return list(made.train), list(made.heldout), list(made.worked)
-    options = {"fields": config.fields or None, "task": config.task}
+    options: dict[str, Any] = {"fields": config.fields or None, "task": config.task}
     train = load_problems(str(config.problems), limit=config.limit, **options)
     heldout = [] if config.heldout is None else load_problems(config.heldout, **options)
     worked = [] if config.worked is None else load_problems(config.worked, **options)
