@@ -12,8 +12,10 @@ from typing import Any
 from restmcts.config import RunConfig
 from restmcts.errors import TaskError
 from restmcts.job import Job
+from restmcts.models import pick_device
 from restmcts.results import WARM
-from restmcts.store import StageFolder, read_jsonl, write_jsonl
+from restmcts.store import StageFolder, read_jsonl
+from restmcts.tasks.load import disjoint, load_problems, write_problems
 from restmcts.types import Problem
 
 DATA_FILES = {"train": "train.jsonl", "heldout": "heldout.jsonl", "worked": "worked.jsonl"}
@@ -45,8 +47,6 @@ def prepare_data(job: Job) -> Data:
     }
 
     def work(stage: StageFolder) -> dict[str, Any]:
-        from restmcts.tasks.load import disjoint
-
         job.progress.stage(stage.name)
         train, heldout, worked = _questions(config)
         train, dropped = disjoint(train, heldout)
@@ -57,7 +57,7 @@ def prepare_data(job: Job) -> Data:
         if not train:
             raise TaskError("no training questions are left; give more problems, or other held-out questions")
         for name, problems in (("train", train), ("heldout", heldout), ("worked", worked)):
-            write_jsonl(stage.path / DATA_FILES[name], map(problem_record, problems))
+            write_problems(stage.path / DATA_FILES[name], problems)
         return {
             "policy": config.policy,
             "value": config.value,
@@ -68,13 +68,21 @@ def prepare_data(job: Job) -> Data:
             "dropped": lost,
             "seed": config.seed,
             "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-            "device": config.engine.device,
+            "device": device_of(config.engine.device),
             "python": platform.python_version(),
             **{name: installed(name) for name in ("restmcts", "torch", "transformers")},
         }
 
     folder = job.stage("data", "data", WARM, work, settings=settings, inputs=inputs)
     return Data(folder, *(_problems(folder / DATA_FILES[name]) for name in ("train", "heldout", "worked")))
+
+
+def device_of(name: str) -> str | None:
+    """The device that models run on; None for `auto` where torch is not installed."""
+    try:
+        return pick_device(name)
+    except ImportError:
+        return None
 
 
 def installed(package: str) -> str | None:
@@ -86,8 +94,6 @@ def installed(package: str) -> str | None:
 
 
 def _questions(config: RunConfig) -> tuple[list[Problem], list[Problem], list[Problem]]:
-    from restmcts.tasks.load import load_problems
-
     if config.generate is not None:
         from restmcts.tasks.generate import generate
 
@@ -102,12 +108,6 @@ def _questions(config: RunConfig) -> tuple[list[Problem], list[Problem], list[Pr
     if without:
         raise TaskError(f"{config.worked}: {without[0]!r} has no `solution`; worked examples need one step per line")
     return train, heldout, worked
-
-
-def problem_record(problem: Problem) -> dict[str, Any]:
-    """A problem as it stands in a file of problems; `load_problems` reads it back."""
-    record = {name: getattr(problem, name) for name in ("id", "question", "answer", "solution", "task")}
-    return record | ({"extra": dict(problem.extra)} if problem.extra else {})
 
 
 def _problems(path: Path) -> list[Problem]:
