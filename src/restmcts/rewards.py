@@ -67,41 +67,40 @@ def process_rewards(
 
 def _sweep_up(above: list[int], correct: Sequence[bool | None]) -> tuple[list[float], list[int], list[int]]:
     """Per node: steps to the nearest correct leaf at or below it (inf: none), verified leaves there, correct ones."""
-    count = len(above)
-    m, verified, right = [_INF] * count, [0] * count, [0] * count
-    for i in range(count - 1, -1, -1):
-        if correct[i] is not None:
-            verified[i] += 1
-            if correct[i]:
-                right[i] += 1
-                m[i] = 0.0
-        if i and verified[i]:
+    m = [0.0 if verdict else _INF for verdict in correct]
+    verified = [int(verdict is not None) for verdict in correct]
+    right = [1 if verdict else 0 for verdict in correct]
+    for i in range(len(above) - 1, 0, -1):
+        if verified[i]:
             p = above[i]
             verified[p] += verified[i]
-            right[p] += right[i]
-            m[p] = min(m[p], m[i] + 1)
+            if right[i]:
+                right[p] += right[i]
+                if m[i] + 1 < m[p]:
+                    m[p] = m[i] + 1
     return m, verified, right
 
 
 def _sweep_down(
     above: list[int], m: list[float], verified: list[int], right: list[int], *, soft: bool
 ) -> tuple[list[float], list[float], list[float], list[float]]:
-    """m, r, w, v of every node from those of its parent. A correct leaf lies infinitely far off where m is inf."""
+    """m, r, w, v of every node from those of its parent."""
     count = len(above)
     r, w, v = [_NAN] * count, [_NAN] * count, [_NAN] * count
-    for i in range(count):
+    for i, p in enumerate(above):
         if not verified[i]:
             m[i] = _NAN
             continue
-        r[i] = 1.0 - right[i] / verified[i] if soft else float(not right[i])
-        if i == 0:
+        wrong = 1.0 - right[i] / verified[i] if soft else float(not right[i])
+        r[i] = wrong
+        if not i:
             w[i] = v[i] = 0.0
             continue
-        before = v[above[i]]
         if not right[i]:
-            m[i] = m[above[i]]
-        w[i] = 0.0 if m[i] == _INF else (1.0 - before) / (m[i] + 1.0) * (1.0 - 2.0 * r[i])
-        v[i] = max(before + w[i], 0.0)
+            m[i] = m[p]
+        # In a tree without a correct leaf m is inf and w is 0; the + 0.0 makes that 0 of −0.
+        w[i] = reward = (1.0 - v[p]) / (m[i] + 1.0) * (1.0 - 2.0 * wrong) + 0.0
+        v[i] = max(v[p] + reward, 0.0)
     return m, r, w, v
 
 
@@ -124,7 +123,10 @@ def _checked(parent: Sequence[int], correct: Sequence[bool | None], unsolved: st
         node = int(wrong.argmax())
         rule = "parents come before their children" if node else "node 0 is the root, with parent -1"
         raise ValueError(f"node {node} has parent {int(indices[node])}; {rule}")
-    for node, verdict in enumerate(correct):
-        if verdict is not None and not isinstance(verdict, bool | np.bool_):
-            raise ValueError(f"node {node} is verified as {verdict!r}; say True, False, or None where nothing finished")
-    return [int(p) for p in indices.tolist()]
+    if not {type(verdict) for verdict in correct} <= {bool, np.bool_, type(None)}:
+        node = next(i for i, verdict in enumerate(correct) if not isinstance(verdict, bool | np.bool_ | None))
+        raise ValueError(
+            f"node {node} is verified as {correct[node]!r}; say True, False, or None where nothing finished"
+        )
+    above: list[int] = indices.tolist()
+    return above
