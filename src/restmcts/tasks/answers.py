@@ -17,8 +17,10 @@ MAX_TEXT = 100_000
 """Of a longer text, the last so many characters are searched for an answer."""
 MAX_ANSWER = 2_000
 """A longer answer is no answer."""
-MAX_BOXES = 50
-"""So many `\\boxed{…}` from the end are looked at."""
+MAX_WRAPPERS = 8
+"""So many layers of math marks, quotes, boxes, … are taken off an answer."""
+MAX_MARKS = 50
+"""So many answer sentences and boxes from the end are looked at."""
 
 MAX_DIGITS = 400
 """A longer row of digits is not turned into a number."""
@@ -38,7 +40,7 @@ _BOXED = re.compile(r"\\f?boxed\s*\{")
 _BRACE = re.compile(r"(?<!\\)[{}]")
 _DISPLAYED = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]", re.DOTALL)
 _SENTENCE_END = re.compile(
-    r"[.!。！](?=[\s*_]+(?:[A-Z(\[]|\\?\(|$)|[。！]|\s*$)|。"
+    r"(?:\.|(?<=[^\W\d_]{2})[!！])(?=[\s*_]+(?:[A-Z(\[]|\\?\(|$)|\s*$)|。"
     r"|[,;]?\s(?:because|since|which|as (?:required|desired|shown))\b"
 )
 _BETWEEN_BOXES = re.compile(
@@ -49,29 +51,28 @@ _BETWEEN_BOXES = re.compile(
 def find_answer(text: str) -> str | None:
     """The last final answer marked as such in `text`, cleaned (see `clean`); None if there is none.
 
-    A mark with nothing after it, or before a blank rest of the text, marks no answer.
+    A mark with nothing after it marks no answer, and a sentence without a number ("the answer is correct") does not go
+    before a box.
     """
     text = text[-MAX_TEXT:]
-    candidates: list[tuple[int, str]] = []
-    for pattern in (_SENTENCE, _HASHES):
-        marks = list(pattern.finditer(text))
-        for mark in reversed(marks):
-            content = clean(_sentence(text, mark.end()))
-            if content:
-                candidates.append((mark.start(), content))
-                break
     boxed = _last_boxed(text)
+    found: list[tuple[int, str]] = []
     if boxed is not None and (content := clean(boxed[1])):
-        candidates.append((boxed[0], content))
-    if not candidates:
+        found.append((boxed[0], content))
+    for pattern in (_SENTENCE, _HASHES):
+        for mark in deque(pattern.finditer(text), maxlen=MAX_MARKS):
+            content = clean(_sentence(text, mark.end()))
+            if content and not (boxed is not None and _wordy(content)):
+                found.append((mark.start(), content))
+    if not found:
         return None
-    answer = max(candidates)[1]
+    answer = max(found)[1]
     return answer if len(answer) <= MAX_ANSWER else None
 
 
 def _sentence(text: str, start: int) -> str:
     """What a mark that ends at `start` points at: the rest of its sentence, or the next line if that is empty."""
-    line, _, rest = text[start:].partition("\n")
+    line, _, rest = text[start : start + 4 * MAX_ANSWER].partition("\n")
     if not line.strip(" \t*_:：$"):
         following = (line.strip(" \t*_:：") + rest.lstrip())[: 2 * MAX_ANSWER]
         displayed = _DISPLAYED.match(following)
@@ -86,7 +87,7 @@ def _sentence(text: str, start: int) -> str:
 def _last_boxed(text: str) -> tuple[int, str] | None:
     """Place and content of the last balanced `\\boxed{…}`; neighbours joined by "," or "and" are one answer."""
     boxes: list[tuple[int, int, str]] = []
-    for match in deque(_BOXED.finditer(text), maxlen=MAX_BOXES):
+    for match in deque(_BOXED.finditer(text), maxlen=MAX_MARKS):
         if boxes and match.start() < boxes[-1][1]:
             continue
         end = _closing(text, match.end())
@@ -111,6 +112,10 @@ def _closing(text: str, start: int) -> int | None:
     return None
 
 
+_BEFORE = " \t\r\n:：=*_"
+_AFTER = " \t\r\n.,;:。，；*_"
+_EXCLAIMED = re.compile(r"(?<=[^\W\d_]{2})[!！]+$|(?<!\\)\\$")
+"""An exclamation mark after a word (after a number it is a factorial), and a backslash that has lost its sign."""
 _WRAPPERS = tuple(
     re.compile(pattern, re.DOTALL)
     for pattern in (
@@ -118,8 +123,6 @@ _WRAPPERS = tuple(
         r"\$([^$]*)\$",
         r"\\\((.*)\\\)",
         r"\\\[(.*)\\\]",
-        r"\*\*(.*)\*\*",
-        r"__(.*)__",
         r"`+([^`]*)`+",
         r"\\f?boxed\s*\{(.*)\}",
         r"\\(?:text|textbf|mathbf|mathrm|mbox|displaystyle)\s*\{([^{}]*)\}",
@@ -133,17 +136,18 @@ _WRAPPERS = tuple(
 
 def clean(answer: str) -> str:
     """`answer` without what surrounds it: spaces, math and bold marks, quotes, a box, closing punctuation."""
-    before = None
     text = answer.strip()
-    while before != text:
+    if len(text) > MAX_ANSWER:
+        return text
+    for _ in range(MAX_WRAPPERS):
         before = text
-        text = re.sub(
-            r"^(?:[:：=]|\*\*(?!.*\*\*))\s*|(?<![\d\\])[.,;:!。，；]+$|(?<=\d)[.,;:!。，；]+$", "", text
-        ).strip()
+        text = _EXCLAIMED.sub("", text.lstrip(_BEFORE).rstrip(_AFTER))
         for wrapper in _WRAPPERS:
             match = wrapper.fullmatch(text)
             if match is not None and _balanced(match[1]):
                 text = match[1].strip()
+        if text == before:
+            break
     return text
 
 
@@ -160,7 +164,7 @@ def _balanced(text: str) -> bool:
 
 _SPACING = re.compile(r"\\(?:left|right|big|Big|bigl|bigr|displaystyle)(?![a-zA-Z])|\\[,;:! ]|\\q?quad|~|\$")
 _TEXT = re.compile(r"\\(?:text|textbf|textnormal|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
-_ASSIGNED = re.compile(r"[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?\s*(?:=|\\approx)\s*(?=[^=]+$)")
+_ASSIGNED = re.compile(r"\A[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?\s*(?:=|\\approx)\s*(?=[^=]+$)")
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")
 
 

@@ -14,7 +14,7 @@ MAX_EXPONENT = 400
 TOLERANCE = Fraction(1, 10**6)
 """Relative; only for numbers of which at least one is written with a decimal point or a power of ten."""
 
-_DIGITS = r"(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)"
+_DIGITS = r"(?:[1-9]\d{0,2}(?:,\d{3})+|[1-9]\d{0,2}(?: \d{3})+|\d+)"
 _DECIMAL = rf"(?:{_DIGITS}(?:\.\d*)?|\.\d+)"
 _FRACTION = r"\\frac(?:\{ ?(?P<p>\d+) ?\}|(?P<p1>\d))(?:\{ ?(?P<q>\d+) ?\}| ?(?P<q1>\d))"
 _NUMBER = re.compile(
