@@ -8,10 +8,9 @@ decide is left to `grade`.
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import deque
 
-from restmcts.tasks.numbers import Number, read_number, same_number
+from restmcts.tasks.numbers import Number, plain_signs, read_number, same_number
 
 MAX_TEXT = 100_000
 """Of a longer text, the last so many characters are searched for an answer."""
@@ -163,6 +162,7 @@ def _balanced(text: str) -> bool:
 # ---------------------------------------------------------------- canonical form
 
 _SPACING = re.compile(r"\\(?:left|right|big|Big|bigl|bigr|displaystyle)(?![a-zA-Z])|\\[,;:! ]|\\q?quad|~|\$")
+_ANY_FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _TEXT = re.compile(r"\\(?:text|textbf|textnormal|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _ASSIGNED = re.compile(r"\A[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?\s*(?:=|\\approx)\s*(?=[^=]+$)")
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")
@@ -183,8 +183,7 @@ def key(answer: str) -> str:
 
 def text_key(answer: str) -> str:
     """`key` for answers that are not numbers: spacing, LaTeX looks and the case of words left out."""
-    text = unicodedata.normalize("NFKC", clean(answer))[:MAX_ANSWER]
-    text = _TEXT.sub(r" \1 ", re.sub(r"\\[dtc]frac\b", r"\\frac", text))
+    text = _TEXT.sub(r" \1 ", _ANY_FRAC.sub(r"\\frac", plain_signs(clean(answer))[: 2 * MAX_ANSWER]))
     text = _SPACING.sub(" ", text).strip()
     letter = re.fullmatch(r"\(?([A-Za-z])[).]?", text)
     if letter is not None:

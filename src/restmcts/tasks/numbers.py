@@ -27,7 +27,9 @@ _NUMBER = re.compile(
     r"|(?P<ten>10(?:\^|\*\*) ?(?P<tenpower>{?[+-]?\d+}?))"
     r")"
 )
-_MIXED_UNITS = re.compile(r"(?:\\%|%|percent(?:age)?|pct)\b ?\.?|(?:\\%|%)", re.IGNORECASE)
+_VULGAR = re.compile(r"(?<=\d)(?=[¼½¾⅐-⅞])")
+_ANY_FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+_PERCENT = re.compile(r"(?:\\%|%|percent(?:age)?|pct)\b ?\.?|(?:\\%|%)", re.IGNORECASE)
 _UNIT = re.compile(r"[^\W\d_][^\W\d_/^²³.·* -]*(?:[ /·*-]+[^\W\d_]+|[\^²³]{?-?\d?}?){0,3}|°[CF]?")
 _CURRENCY = re.compile(r"(?<![\w])(?:\\?\$|€|£|¥|₹|USD |EUR )(?=[ ]?[-+]?[.\d])")
 _NOT_UNITS = frozenset(
@@ -82,7 +84,7 @@ def read_number(text: str) -> Number | None:
     if match is None:
         return None
     rest = text[match.end() :].strip()
-    percent = bool(_MIXED_UNITS.fullmatch(rest))
+    percent = bool(_PERCENT.fullmatch(rest))
     unit = "" if percent else _unit(rest)
     if unit is None:
         return None
@@ -132,10 +134,15 @@ def _value(match: re.Match[str]) -> Fraction | None:
     return whole + Fraction(numerator, denominator) if denominator else None
 
 
+def plain_signs(text: str) -> str:
+    """Typographic signs as plain ones: "−" as "-", "x²" as "x^2", "1½" as "1 1/2", full-width and the like."""
+    text = _VULGAR.sub(" ", text.replace("²", "^2").replace("³", "^3"))
+    return unicodedata.normalize("NFKC", text).replace("−", "-").replace("–", "-").replace("⁄", "/")
+
+
 def _plain(text: str) -> str:
     """LaTeX that only changes the looks of a number removed, signs and spaces made uniform."""
-    text = unicodedata.normalize("NFKC", text).replace("−", "-").replace("–", "-").replace("²", "^2").replace("³", "^3")
-    text = re.sub(r"\\[dtc]frac\b", r"\\frac", text)
+    text = _ANY_FRAC.sub(r"\\frac", plain_signs(text))
     text = re.sub(r"\\(?:text|textbf|textnormal|mathrm|mbox|operatorname)\s*\{([^{}]*)\}", r" \1", text)
     text = re.sub(r"\^\s*(?:\{\s*\\circ\s*\}|\\circ)|\\degree", "°", text)
     text = re.sub(r",\\!\s*", ",", text)
