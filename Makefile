@@ -52,6 +52,7 @@ test: lint test-quick
 	$(BIN)/python -m pytest -q -m "model or slow"
 
 wheel: $(READY)
+	rm -rf build # what is left of an earlier build would be packed too
 	$(BIN)/python -m build --wheel
 
 clean:
