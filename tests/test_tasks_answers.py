@@ -111,8 +111,8 @@ def test_a_stated_decimal_is_found(x):
 
 
 PIECES = st.sampled_from(
-    "answer: Answer:\n boxed \\boxed{ } { $ $$ \\( \\) \\[ \\] ** * _ #### \n 1 ,000 . , = 10^ / \\frac \\text{ - % 答案是 \t"
-    " because ° ² \x00 \ud800 ' \" ` ( ) ! x kg".split(" ")
+    "answer: Answer:\n boxed \\boxed{ } { $ $$ \\( \\) \\[ \\] ** * _ #### \n 1 ,000 . , = 10^ / \\frac \\text{ - % "
+    "答案是 \t because ° ² \x00 \ud800 ' \" ` ( ) ! x kg".split(" ")
 )
 ANY_TEXT = st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=60).map("".join))
 

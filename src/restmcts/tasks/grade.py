@@ -82,17 +82,19 @@ class Grader:
             return self._memo[pair]
 
     def _ask(self, gold: str, answer: str) -> bool:
-        if self._worker is None:
-            self._worker = Worker(self._seconds, self._megabytes)
-        began = time.monotonic()
-        reply = self._worker.ask([gold, answer])
-        if reply is None:
+        for _ in range(2):  # an engine may have died of something else; one that dies twice dies of this
+            if self._worker is None:
+                self._worker = Worker(self._seconds, self._megabytes)
+            began = time.monotonic()
+            reply = self._worker.ask([gold, answer])
+            if reply is not None:
+                return reply is True
+            self._stop()
             if time.monotonic() - began >= self._seconds:
                 self.timeouts += 1
-            else:
-                self.crashes += 1
-            self._stop()
-        return reply is True
+                return False
+        self.crashes += 1
+        return False
 
     def _stop(self) -> None:
         if self._worker is not None:

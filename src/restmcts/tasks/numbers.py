@@ -29,7 +29,7 @@ _NUMBER = re.compile(
 )
 _VULGAR = re.compile(r"(?<=\d)(?=[¼½¾⅐-⅞])")
 _ANY_FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_PERCENT = re.compile(r"(?:\\%|%|percent(?:age)?|pct)\b ?\.?|(?:\\%|%)", re.IGNORECASE)
+_PERCENT = re.compile(r"\\?%|percent(?:age)?|pct", re.IGNORECASE)
 _UNIT = re.compile(r"[^\W\d_][^\W\d_/^²³.·* -]*(?:[ /·*-]+[^\W\d_]+|[\^²³]{?-?\d?}?){0,3}|°[CF]?")
 _CURRENCY = re.compile(r"(?<![\w])(?:\\?\$|€|£|¥|₹|USD |EUR )(?=[ ]?[-+]?[.\d])")
 _NOT_UNITS = frozenset(
