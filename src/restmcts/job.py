@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +80,7 @@ class Job:
         with self.folder.stage(name, settings={**settings, **named}, inputs=files) as stage:
             fresh = not stage.done
             if fresh:
-                stage.finish(work(stage))
+                stage.finish({**work(stage), "memory_mb": peak_memory_mb()})
                 self.progress.finish()
             assert stage.manifest is not None
             metrics = dict(stage.manifest.metrics)
@@ -89,6 +91,7 @@ class Job:
                     "phase": phase,
                     "mode": mode,
                     "seconds": stage.manifest.seconds,
+                    "memory_mb": metrics.pop("memory_mb", None),
                     "usage": metrics.pop("usage", None),
                     "finished": stage.manifest.finished,
                     "metrics": metrics,
@@ -118,6 +121,12 @@ class Job:
             self.progress.update(seen["done"], total, solved=seen["solved"], tokens=seen["tokens"])
 
         return on_tree
+
+
+def peak_memory_mb() -> int:
+    """The most memory this process has held so far, in MiB."""
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used >> 20 if sys.platform == "darwin" else used >> 10
 
 
 def _lines(path: Path) -> int:

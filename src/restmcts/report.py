@@ -251,27 +251,32 @@ def training_table(runs: Sequence[RunResults]) -> Table:
 
 
 def cost_table(runs: Sequence[RunResults]) -> Table:
-    columns = ["stage", "time", "policy tokens", "prompt tokens", "cached", "value tokens", "policy tokens a second"]
+    columns = ["stage", "time", *"policy tokens,prompt tokens,cached,value tokens,policy tokens/s,memory".split(",")]
     table = Table("Time and tokens by stage", columns)
     stages = list(dict.fromkeys(r["stage"] for run in runs for r in run.records))
     for stage in stages:
         found = [r for run in runs for r in run.records if r["stage"] == stage]
         table.rows.append([stage, *_cost_cells(found, len(found))])
     table.rows.append(["all", *_cost_cells([r for run in runs for r in run.records], len(runs))])
-    if len(runs) > 1:
-        table.notes.append("Means over the runs.")
+    table.notes.append(
+        ("Means over the runs. " if len(runs) > 1 else "")
+        + "Memory: the most that the process had held by the end of the stage."
+    )
     return table
 
 
 def _cost_cells(records: Sequence[dict[str, Any]], runs: int) -> list[str]:
     seconds = sum(r["seconds"] for r in records)
     used = [r for r in records if r.get("usage")]
+    memory = (
+        f"{max(held) / 1024:.1f} GiB" if (held := [r["memory_mb"] for r in records if r.get("memory_mb")]) else ABSENT
+    )
     if not used:
-        return [duration(seconds / runs), *[ABSENT] * 5]
+        return [duration(seconds / runs), *[ABSENT] * 5, memory]
     names = ("policy_tokens", "prompt_tokens", "cached_tokens", "value_tokens")
     total = {name: sum(r["usage"][name] for r in used) for name in names}
     rate = _ratio(total["policy_tokens"], sum(r["seconds"] for r in used))
-    return [duration(seconds / runs), *(count(total[name] / runs) for name in names), count(rate)]
+    return [duration(seconds / runs), *(count(total[name] / runs) for name in names), count(rate), memory]
 
 
 # ---------------------------------------------------------------- where and how
