@@ -33,7 +33,7 @@ def rows(folder: Path, name: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def grader():
-    with Grader(seconds=10) as made:
+    with Grader(seconds=20) as made:
         yield made
 
 

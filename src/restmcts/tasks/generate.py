@@ -256,7 +256,8 @@ FAMILIES: dict[str, tuple[Level, ...]] = {
 }
 
 SETS: dict[str, tuple[str, ...]] = {
-    "demo": (*FAMILIES, "word"),
+    "demo": ("chain_sum", "word", "products", "basic_arithmetic", "chain_sum", "word", "gcd", "simple_equations"),
+    "mixed": tuple(FAMILIES),
     "arithmetic": tuple(family for family in FAMILIES if family != "word"),
     **{family: (family,) for family in FAMILIES},
 }

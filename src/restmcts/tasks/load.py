@@ -14,7 +14,7 @@ from restmcts.files import write_jsonl
 from restmcts.tasks import Task, get_task
 from restmcts.tasks.answers import find_answer
 from restmcts.tasks.questions import content_id, normal_question
-from restmcts.tasks.sources import read_rows
+from restmcts.tasks.sources import kind_of, read_rows
 from restmcts.types import Problem
 
 __all__ = ["COLUMNS", "disjoint", "load_problems", "problem_record", "write_problems"]
@@ -151,7 +151,7 @@ def _cell(value: Any, column: str, where: str) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         raise TaskError(f"{where}: {column} is {value}; give a finite number or text")
     if not isinstance(value, (str, int, float)):
-        raise TaskError(f"{where}: {column} is a {type(value).__name__}; give text or a number")
+        raise TaskError(f"{where}: {column} is {kind_of(value)}; give text or a number")
     text = str(value)
     try:
         text.encode("utf-8")

@@ -62,7 +62,7 @@ def _json_file(path: Path) -> Iterator[Row]:
             )
         value = value[lists[0]]
     if not isinstance(value, list):
-        raise TaskError(f"{path} holds a {type(value).__name__}; give a list of objects")
+        raise TaskError(f"{path} holds {kind_of(value)}; give a list of objects")
     for number, item in enumerate(value, start=1):
         where = f"{path}, item {number}"
         yield where, _object(item, where)
@@ -156,6 +156,13 @@ def _json(text: str, where: str) -> Any:
         raise TaskError(f"{place}: not JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
     except (ValueError, RecursionError) as error:
         raise TaskError(f"{where}: JSON that cannot be read ({_first_line(error)}); mend or remove it") from None
+
+
+def kind_of(value: Any) -> str:
+    """What a value of a row is, in words."""
+    names = {"int": "a number", "float": "a number", "bool": "a truth value", "str": "text", "dict": "an object"}
+    name = type(value).__name__
+    return names.get(name, "null" if value is None else f"a {name}")
 
 
 def _object(value: Any, where: str) -> dict[str, Any]:
