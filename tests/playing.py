@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import hypothesis
+
 from restmcts.search.nodes import Search
 from restmcts.types import (
     BudgetExhausted,
@@ -21,6 +23,9 @@ from restmcts.types import (
     Tree,
     Verdict,
 )
+
+MANY = hypothesis.settings(max_examples=400, deadline=None)
+"""for properties of what takes a millisecond; no deadline, for the machine may be busy"""
 
 PROBLEM = Problem("p", "What is 3 + 4?", "7")
 
@@ -50,6 +55,9 @@ def samples(*texts: str | Sample) -> Proposals:
     return Proposals(tuple(Sample(Step(t), "step") if isinstance(t, str) else t for t in texts))
 
 
+UNDECIDED = Verdict(solved=False)
+
+
 class Book:
     """Replies looked up: for each path what is proposed at the first, second, … request there, and each step's value.
 
@@ -60,7 +68,7 @@ class Book:
         self,
         steps: dict[str, list[list[str | Sample] | Failed]],
         values: dict[str, float | None],
-        verdict: Verdict | Failed = Verdict(solved=False),  # noqa: B008 frozen
+        verdict: Verdict | Failed = UNDECIDED,
     ) -> None:
         self.steps = {path: list(replies) for path, replies in steps.items()}
         self.values = values
@@ -105,4 +113,4 @@ def play(search: Search, reply: Callable[[Request], Reply], *, requests: int | N
     raise AssertionError("the search went on after its budget was spent")
 
 
-__all__ = ["PROBLEM", "TASK", "Book", "Failed", "Score", "TinyTask", "path_text", "play", "samples"]
+__all__ = ["MANY", "PROBLEM", "TASK", "Book", "Failed", "Score", "TinyTask", "path_text", "play", "samples"]

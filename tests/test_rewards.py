@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from restmcts.rewards import Labels, process_rewards
+from tests.playing import MANY
 
 NAN, INF = math.nan, math.inf
 
@@ -176,6 +177,7 @@ def by_definition(parent: list[int], correct: list[bool | None]) -> tuple[list[f
     return m, r, share
 
 
+@MANY
 @given(verified_trees())
 def test_m_and_r_are_what_they_are_defined_to_be(tree):
     parent, correct = tree
@@ -192,6 +194,7 @@ def test_m_and_r_are_what_they_are_defined_to_be(tree):
         assert np.isnan([hard.m[i], hard.w[i], hard.v[i]]).all() == np.isnan(r[i])
 
 
+@MANY
 @given(verified_trees(), st.sampled_from(["hard", "soft"]))
 def test_theorem_1(tree, estimate):
     parent, correct = tree
@@ -212,6 +215,7 @@ def test_theorem_1(tree, estimate):
             assert v < 1
 
 
+@MANY
 @given(st.integers(0, 50), st.integers(1, 50))
 def test_a_step_further_from_the_answer_earns_less(m, further):
     """Theorem 1: of two first steps, the one with the shorter way to the answer."""
@@ -219,6 +223,7 @@ def test_a_step_further_from_the_answer_earns_less(m, further):
     assert near > far > 0
 
 
+@MANY
 @given(verified_trees())
 def test_order_of_siblings_does_not_matter(tree):
     """Relabelling the nodes in another order that keeps parents first gives the same labels."""
