@@ -167,7 +167,7 @@ def kind_of(value: Any) -> str:
 
 def _object(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise TaskError(f'{where}: a {type(value).__name__}, not an object; write {{"question": …, "answer": …}}')
+        raise TaskError(f'{where}: {kind_of(value)}, not an object; write {{"question": …, "answer": …}}')
     return value
 
 
