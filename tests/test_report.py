@@ -132,7 +132,28 @@ def test_several_seeds_are_pooled_by_question(tmp_path: Path):
     alone = [results.accuracy([r], 1, "search")[0] for r in runs]
     assert share == pytest.approx(sum(alone) / 3)
     wilson = results.wilson(round(share * 600), 600)
+    assert text.count("Means over 3 runs.") == 4
     assert interval.high - interval.low > wilson.high - wilson.low  # three answers to a question are not independent
+
+
+def test_nothing_right_is_not_certainty(tmp_path: Path):
+    outs = [make_run(tmp_path / f"seed-{seed}", seed, n=30) for seed in range(2)]
+    for out in outs:
+        rows = [row(i, "greedy", False) for i in range(30)]
+        write_jsonl(out / "base/evaluate/greedy/rows.jsonl", map(asdict, rows))
+    share, interval, _ = results.accuracy([results.load_run(out) for out in outs], BASE, "greedy")
+    assert share == 0
+    assert interval == results.wilson(0, 30)  # thirty questions asked twice are still thirty questions
+
+
+def test_few_questions_are_called_few(run: Path):
+    before = [row(i, "greedy", False) for i in range(200)]
+    after = [row(i, "greedy", i < 4) for i in range(200)]
+    write_jsonl(run / "round-0/evaluate/greedy/rows.jsonl", map(asdict, before))
+    write_jsonl(run / "round-1/evaluate/greedy/rows.jsonl", map(asdict, after))
+    text = report.report(run).read_text(encoding="utf-8")
+    line = next(line for line in text.splitlines() if "greedy: round 1 − warm start" in line)
+    assert "| 4 | 0 | 0.125 | **yes, but p ≥ 0.05** |" in line
 
 
 def test_settings_that_differ_are_named(tmp_path: Path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from restmcts.errors import StoreError
+from restmcts.metrics import Difference
 from restmcts.results import (
     BASE,
     CONFIG,
@@ -38,10 +39,12 @@ REPORT = "report.md"
 
 def build(runs: Sequence[RunResults]) -> list[Table]:
     """All tables of the report on one run, or on several seeds of it."""
-    tables = [accuracy_table(runs), differences_table(runs), value_table(runs), calibration_table(runs)]
-    tables += [search_table(runs), training_table(runs), cost_table(runs)]
+    averaged = [value_table(runs), search_table(runs), training_table(runs), cost_table(runs)]
+    tables = [accuracy_table(runs), differences_table(runs), averaged[0], calibration_table(runs), *averaged[1:]]
     if len(runs) > 1:
         tables.insert(1, seeds_table(runs))
+        for table in averaged:
+            table.notes += [f"Means over {len(runs)} runs."] if table.rows else []
     else:
         tables.append(places_table(runs[0]))
     return [*(table for table in tables if table.rows or table.notes), conditions_table(runs)]
@@ -141,15 +144,22 @@ def differences_table(runs: Sequence[RunResults]) -> Table:
                     str(found.wins),
                     str(found.losses),
                     probability(found.p),
-                    "yes" if found.certain else "**no**",
+                    _verdict(found),
                 ]
             )
     if table.rows:
         table.notes.append(
             "95 % paired bootstrap over questions; better and worse count questions; p is the exact sign test. "
-            "Where the interval includes 0 (excludes 0: no), the data do not show a difference."
+            "Where the interval includes 0 (excludes 0: no), the data do not show a difference; where only p does not "
+            "agree, there are too few questions to be sure."
         )
     return table
+
+
+def _verdict(found: Difference) -> str:
+    if not found.certain:
+        return "**no**"
+    return "yes" if found.p is not None and found.p < 0.05 else "**yes, but p ≥ 0.05**"
 
 
 def _comparison_name(before: tuple[int, str], after: tuple[int, str]) -> str:
@@ -258,10 +268,7 @@ def cost_table(runs: Sequence[RunResults]) -> Table:
         found = [r for run in runs for r in run.records if r["stage"] == stage]
         table.rows.append([stage, *_cost_cells(found, len(found))])
     table.rows.append(["all", *_cost_cells([r for run in runs for r in run.records], len(runs))])
-    table.notes.append(
-        ("Means over the runs. " if len(runs) > 1 else "")
-        + "Memory: the most that the process had held by the end of the stage."
-    )
+    table.notes.append("Memory: the most that the process had held by the end of the stage.")
     return table
 
 
@@ -341,12 +348,8 @@ def conditions_table(runs: Sequence[RunResults]) -> Table:
 
 
 def _over_runs(values: Sequence[float | None], form: Callable[[float | None], str]) -> str:
-    """The mean over the runs, with the range where there are several."""
-    known = [x for x in values if x is not None]
-    if not known:
-        return ABSENT
-    mean = sum(known) / len(known)
-    return form(mean) if len(known) == 1 else f"{form(mean)} ({form(min(known))}–{form(max(known))})"
+    """The mean over the runs that have the number."""
+    return form(_mean([x for x in values if x is not None]))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -91,7 +91,12 @@ def accuracy(runs: Sequence[RunResults], phase: int, mode: str) -> tuple[float, 
         return None
     right = [float(row.correct) for _, row in items]
     hits, n = int(sum(right)), len(right)
-    interval = wilson(hits, n) if len(runs) == 1 else bootstrap_mean(right, [question for question, _ in items])
+    interval = wilson(hits, n)
+    if len(runs) > 1:
+        asked = [question for question, _ in items]
+        different = len(set(asked))
+        # Where all answers agree there is nothing to draw differently: a bootstrap would claim to be sure.
+        interval = bootstrap_mean(right, asked) if 0 < hits < n else wilson(min(hits, different), different)
     return hits / n, interval, n
 
 
