@@ -24,8 +24,10 @@ from restmcts.types import (
     Verdict,
 )
 
+ANY = hypothesis.settings(deadline=None)
+"""for properties; no deadline, for the machine may be busy"""
 MANY = hypothesis.settings(max_examples=400, deadline=None)
-"""for properties of what takes a millisecond; no deadline, for the machine may be busy"""
+"""for properties of what takes a millisecond"""
 
 PROBLEM = Problem("p", "What is 3 + 4?", "7")
 
@@ -113,4 +115,4 @@ def play(search: Search, reply: Callable[[Request], Reply], *, requests: int | N
     raise AssertionError("the search went on after its budget was spent")
 
 
-__all__ = ["MANY", "PROBLEM", "TASK", "Book", "Failed", "Score", "TinyTask", "path_text", "play", "samples"]
+__all__ = ["ANY", "MANY", "PROBLEM", "TASK", "Book", "Failed", "Score", "TinyTask", "path_text", "play", "samples"]
