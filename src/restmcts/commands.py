@@ -142,9 +142,10 @@ def train_model(kind: Kind, config: RunConfig, rows: Path, base: str, out: Path,
 def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     """Measure greedy answers and search on problems with known answers."""
     problems = _problems(config, need_answer=True)[: config.evaluate.limit]
-    methods = [
-        mode for mode in config.evaluate.methods if mode == "greedy" or config.value or config.policy == SCRIPTED
-    ]
+    methods = list(config.evaluate.methods)
+    if "search" in methods and config.value is None and config.policy != SCRIPTED:
+        methods.remove("search")
+        progress.say("search is not measured: it needs --value")
     with RunFolder(out) as folder, Grader() as grader, OpenOnDemand(lambda: open_engines(config)) as engines, progress:
         job = Job(config, folder, grader, progress, Transformers(config))
         for mode in methods:
