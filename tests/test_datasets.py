@@ -76,6 +76,16 @@ def test_verify_needs_the_answer() -> None:
         verify([small_tree(answer=None)], CountingGrader())
 
 
+def test_labels_of_an_unsolved_tree_are_valid_json(tmp_path: Path) -> None:
+    tree = small_tree(answer="9")
+    records = label_trees([tree], verify([tree], CountingGrader()))
+    write_rows(tmp_path / "labels.jsonl", records)  # m is infinite there, which JSON cannot say
+    assert "Infinity" not in (tmp_path / "labels.jsonl").read_text()
+    [record] = read_rows(tmp_path / "labels.jsonl", TreeLabels)
+    assert record.m[1] is None
+    assert record.r[1] == 1.0
+
+
 def test_label_trees_makes_plain_records() -> None:
     pytest.importorskip("restmcts.rewards")
     tree = small_tree()

@@ -88,13 +88,13 @@ def label_trees(
     records = []
     for tree, verdicts in zip(trees, correct, strict=True):
         labels = process_rewards(tree.parent, verdicts, unsolved=unsolved, estimate=estimate)
-        columns = ([_absent_if_nan(x) for x in array] for array in (labels.m, labels.r, labels.w, labels.v))
+        columns = ([_absent_unless_finite(x) for x in array] for array in (labels.m, labels.r, labels.w, labels.v))
         records.append(TreeLabels(tree.problem.id, list(verdicts), *columns))
     return records
 
 
-def _absent_if_nan(x: Any) -> float | None:
-    return None if math.isnan(x) else float(x)
+def _absent_unless_finite(x: Any) -> float | None:
+    return float(x) if math.isfinite(x) else None
 
 
 # ---------------------------------------------------------------- labels to rows
