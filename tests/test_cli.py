@@ -274,3 +274,40 @@ def test_bad_models(restmcts, problems, tmp_path, tiny_model_dir):
     weights = next((tmp_path / "torn").glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:1000])
     assert_one_line(restmcts(*solve, "torn"), "torn")
+
+
+@pytest.mark.model
+def test_a_whole_run_on_a_tiny_model(restmcts, tmp_path, tiny_model_dir):
+    """Every stage through the command line; a second time nothing is done; a stage can be done anew."""
+    worked = [
+        {"question": f"What is {i} + 1?", "answer": str(i + 1), "solution": f"{i} + 1 = {i + 1}\nAnswer: {i + 1}"}
+        for i in range(50, 58)
+    ]
+    (tmp_path / "worked.jsonl").write_text("".join(json.dumps(line) + "\n" for line in worked))
+    train, heldout = write_problems(tmp_path / "train.jsonl", 4), tmp_path / "heldout.jsonl"
+    heldout.write_text('{"question": "What is 70 + 3?", "answer": "73"}\n')
+    (tmp_path / "small.yaml").write_text(
+        "search: {iterations: 2, branch: 2, rollout_steps: 1, max_depth: 3, step_tokens: 8}\n"
+        "policy_training: {epochs: 1}\nvalue_training: {epochs: 1}\n"
+    )
+    command = ("run", "small.yaml", "--policy", tiny_model_dir, "--problems", train, "--heldout", heldout)
+    command = (*command, "--worked", "worked.jsonl", "--out", "runs/tiny", "--rounds", 1)
+    said = restmcts(*command)
+    assert said.code == 0, said
+    assert "round-1/search" in said.err
+    assert "warm start" in said.out
+    assert said.out.rstrip().endswith("report: runs/tiny/report.md")
+    for file in ("config.yaml", "metrics.jsonl", "round-1/search/trees.jsonl", "round-1/value/model.safetensors"):
+        assert (tmp_path / "runs" / "tiny" / file).exists(), file
+
+    again = restmcts(*command)
+    assert "is finished" in again.err
+    assert "round-1/search" not in again.err
+    change = ("--set", "search.iterations=3", "--set", "evaluate.search.iterations=2")
+    refused = restmcts(*command, *change)
+    assert_one_line(refused, "stage round-1/search", "search.iterations = 2 (now 3)", "--redo round-1/search")
+    anew = restmcts(*command, *change, "--redo", "round-1/search", "-q")
+    assert anew.code == 0, anew
+    manifest = json.loads((tmp_path / "runs" / "tiny" / "round-1" / "search" / "manifest.json").read_text())
+    assert manifest["settings"]["search"]["iterations"] == 3
+    assert "round 1" in restmcts("report", "runs/tiny").out

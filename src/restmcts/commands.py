@@ -14,7 +14,7 @@ from restmcts.console import Progress, number
 from restmcts.data import DATA_FILES
 from restmcts.engines import Engines
 from restmcts.errors import ConfigError, StoreError
-from restmcts.evaluate import TREES, evaluate, search_all
+from restmcts.evaluate import TREES, evaluate, greedy, search_all
 from restmcts.job import Job, Kind, OpenOnDemand, models_and_files
 from restmcts.loop import Transformers
 from restmcts.seeds import derive_seed
@@ -149,9 +149,7 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     with RunFolder(out) as folder, Grader() as grader, OpenOnDemand(lambda: open_engines(config)) as engines, progress:
         job = Job(config, folder, grader, progress, Transformers(config))
         for mode in methods:
-            search = config.evaluate.search
-            if mode == "greedy":
-                search = search.model_copy(update={"method": "cot", "temperature": 0.0})
+            search = greedy(config.evaluate.search) if mode == "greedy" else config.evaluate.search
             settings = {**_asked(config), "search": search.model_dump(mode="json")}
             named, files = models_and_files({"problems": config.problems, **_models(config)})
             with folder.stage(mode, settings={**settings, **named}, inputs=files) as stage:

@@ -94,6 +94,15 @@ class Evaluation:
         }
 
 
+def greedy(settings: SearchSettings) -> SearchSettings:
+    """One greedy chain under the limits of `settings`.
+
+    What a chain does not read is at its default, so that changing it does not seem to change the greedy answers.
+    """
+    limits = ("max_depth", "step_tokens", "budget_tokens", "budget_seconds")
+    return SearchSettings(method="cot", temperature=0.0, **{name: getattr(settings, name) for name in limits})
+
+
 def evaluate(
     problems: Sequence[Problem],
     method: str,

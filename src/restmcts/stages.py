@@ -28,7 +28,7 @@ from restmcts.datasets import (
     worked_value_rows,
     write_rows,
 )
-from restmcts.evaluate import TREES, evaluate, search_all, stored_trees
+from restmcts.evaluate import TREES, evaluate, greedy, search_all, stored_trees
 from restmcts.job import Job, Kind, OpenOnDemand
 from restmcts.results import WARM
 from restmcts.search import SearchSettings
@@ -268,7 +268,7 @@ def _measure(
     problems = data.heldout[: config.evaluate.limit]
     chosen = config.evaluate.search
     if mode == "greedy":
-        chosen = chosen.model_copy(update={"method": "cot", "temperature": 0.0})
+        chosen = greedy(chosen)
         models = {"policy": models["policy"]}
 
     def work(stage: StageFolder) -> dict[str, Any]:
