@@ -23,6 +23,8 @@ from restmcts.errors import EngineError
 ATTENTION = "restmcts_gqa"
 PREFILL_TOKENS = 2048
 """padded tokens computed in one go; bounds the time until running rows get their next token"""
+_WORTHWHILE = 128
+"""padded tokens from which a batch of its own costs less than padding"""
 _GROW = 64
 
 Segment = tuple[torch.Tensor, torch.Tensor]
@@ -305,11 +307,13 @@ class PrefixModel:
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in groups of similar length whose padded size is bounded."""
+    """Indices in groups of similar length: bounded in padded size, little of it padding unless the group is small."""
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[groups[-1][0]] <= PREFILL_TOKENS:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
+        longest = lengths[groups[-1][0]] if groups else 0
+        size = len(groups[-1]) * longest if groups else 0
+        wasteful = size >= _WORTHWHILE and lengths[i] < 0.75 * longest
+        if not groups or wasteful or size + longest > PREFILL_TOKENS:
+            groups.append([])
+        groups[-1].append(i)
     return groups
