@@ -16,6 +16,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
@@ -36,10 +37,15 @@ OnProgress = Callable[[int, int, float, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row as the model sees it: token ids, and one label per token, `IGNORED` where there is none."""
+    """A row as the model sees it: token ids, and one label per token, `IGNORED` where there is none.
+
+    `parent[i]` is the index of the token before token i, −1 for the first; None is a plain chain. With it a row holds
+    several traces that share their beginnings, each token once, and a token sees its own trace's past alone.
+    """
 
     ids: list[int]
     labels: list[int] | list[float]
+    parent: list[int] | None = None
 
 
 # ---------------------------------------------------------------- batches
@@ -93,7 +99,11 @@ def micro_tokens_of(settings: Training) -> int:
 
 
 def collate(examples: Sequence[Example], pad_id: int, label_dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """`input_ids`, `attention_mask` and `labels` of shape (rows, longest row), padded on the right."""
+    """`input_ids`, `attention_mask` and `labels` of shape (rows, longest row), padded on the right.
+
+    Rows with a `parent` need more than that: the mask is (rows, 1, longest, longest), 0 where a token sees another and
+    hugely negative elsewhere, and `position_ids` count along each token's own trace.
+    """
     shape = (len(examples), max(len(example.ids) for example in examples))
     batch = {
         "input_ids": torch.full(shape, pad_id),
@@ -105,7 +115,23 @@ def collate(examples: Sequence[Example], pad_id: int, label_dtype: torch.dtype) 
         batch["input_ids"][i, :n] = torch.tensor(example.ids)
         batch["attention_mask"][i, :n] = 1
         batch["labels"][i, :n] = torch.tensor(example.labels, dtype=label_dtype)
+    if any(example.parent is not None for example in examples):
+        batch |= _branching(examples, shape[1])
     return batch
+
+
+def _branching(examples: Sequence[Example], width: int) -> dict[str, torch.Tensor]:
+    """Mask and positions of rows whose tokens form trees."""
+    sees = np.broadcast_to(np.eye(width, dtype=bool), (len(examples), width, width)).copy()
+    positions = np.zeros((len(examples), width), dtype=np.int64)
+    for i, example in enumerate(examples):
+        chain = range(-1, len(example.ids) - 1)
+        for token, parent in enumerate(chain if example.parent is None else example.parent):
+            if parent >= 0:
+                sees[i, token] |= sees[i, parent]
+                positions[i, token] = positions[i, parent] + 1
+    mask = torch.zeros(sees.shape).masked_fill_(torch.from_numpy(~sees), torch.finfo(torch.bfloat16).min)
+    return {"attention_mask": mask[:, None], "position_ids": torch.from_numpy(positions)}
 
 
 def pad_id_of(tokenizer: Any) -> int:
@@ -328,7 +354,7 @@ def _fingerprint(plan: Plan, examples: Sequence[Example], settings: Training, id
     parts = [plan.batches, plan.accumulate, chosen, [str(part) for part in identity]]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for example in examples:
-        digest.update(json.dumps([example.ids, example.labels]).encode())
+        digest.update(json.dumps([example.ids, example.labels, example.parent]).encode())
     return digest.hexdigest()
 
 

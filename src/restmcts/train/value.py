@@ -6,6 +6,7 @@ causal, so one forward pass of a trace holds the values of all its prefixes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
 from typing import Any
@@ -40,6 +41,8 @@ from restmcts.train.common import (
 )
 from restmcts.train.settings import ValueTraining
 from restmcts.types import Path, Problem
+
+_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 def train_value(
@@ -90,7 +93,7 @@ def train_value(
         if kept_out:
             metrics |= _errors(model, _encode_all(kept_out, encoder, settings), pad_id_of(tokenizer))
     labelled = sum(label != IGNORED for example in examples for label in example.labels)
-    return {"rows": len(examples), "labelled_steps": labelled, **metrics}
+    return {"rows": len(trained), "packed_rows": len(examples), "labelled_steps": labelled, **metrics}
 
 
 # ---------------------------------------------------------------- rows to inputs
@@ -107,9 +110,49 @@ def encode(row: ValueRow, encoder: Encoder, max_length: int) -> Example:
     return Example(trace.ids[:length], labels)
 
 
+def pack(examples: Sequence[tuple[Example, Sequence[int]]], max_length: int) -> list[Example]:
+    """Traces of one question, each with the lengths of its prefixes (prompt, steps), as few rows of shared tokens.
+
+    A prompt or step that several traces begin with is one run of tokens, trained once. Where two traces label the same
+    token, the mean is learned. A row ends before it exceeds `max_length` tokens.
+    """
+    packed: list[Example] = []
+    known: dict[tuple[int, ...], int] = {}
+    for example, cuts in examples:
+        if not packed or len(packed[-1].ids) + len(example.ids) > max_length:
+            packed.append(Example([], [], []))
+            known, votes = {}, Counter[int]()
+        row, at, start = packed[-1], -1, 0
+        assert row.parent is not None
+        labels: list[Any] = row.labels
+        for cut in cuts:
+            prefix = tuple(example.ids[:cut])
+            if prefix not in known:
+                for token in example.ids[start:cut]:
+                    row.parent.append(at)
+                    at = len(row.ids)
+                    row.ids.append(token)
+                    labels.append(IGNORED)
+                known[prefix] = at
+            at, start = known[prefix], cut
+            label = example.labels[cut - 1]
+            if label != IGNORED:
+                votes[at] += 1
+                so_far = labels[at] if votes[at] > 1 else 0.0
+                labels[at] = so_far + (label - so_far) / votes[at]
+    return packed
+
+
 def _encode_all(rows: Sequence[ValueRow], encoder: Encoder, settings: ValueTraining) -> list[Example]:
-    examples = [encode(row, encoder, settings.max_length) for row in rows]
-    return [example for example in examples if any(label != IGNORED for label in example.labels)]
+    """The rows, those of one question packed together: its prompt and shared steps are computed once."""
+    by_question: dict[str, list[tuple[Example, Sequence[int]]]] = {}
+    for row in rows:
+        example = encode(row, encoder, settings.max_length)
+        if any(label != IGNORED for label in example.labels):
+            trace = encoder.trace(row.problem(), row.path(encoder.tokenizer_id))
+            cuts = [trace.prompt_length, *(end + 1 for end in trace.ends if end < len(example.ids))]
+            by_question.setdefault(row.question, []).append((example, cuts))
+    return [packed for traces in by_question.values() for packed in pack(traces, settings.max_length)]
 
 
 def _split(rows: Sequence[ValueRow], share: float, seed: int) -> tuple[list[ValueRow], list[ValueRow]]:
@@ -173,7 +216,8 @@ class _ValueTrainer(Trainer):
         labels = inputs["labels"]
         hook = _head(self.accelerator.unwrap_model(model)).register_forward_hook(_in_float32)
         try:
-            output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
+            seen = {name: inputs[name] for name in _INPUTS if name in inputs}
+            output = model(**seen, use_cache=False)
         finally:
             hook.remove()
         count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
@@ -214,11 +258,8 @@ def _forward(
     for rows in plan_batches([len(example.ids) for example in examples], settings, 0).batches:
         batch = collate([examples[row] for row in rows], pad_id, torch.float32)
         with torch.inference_mode():
-            output = model(
-                input_ids=batch["input_ids"].to(model.device),
-                attention_mask=batch["attention_mask"].to(model.device),
-                use_cache=False,
-            )
+            seen = {name: batch[name].to(model.device) for name in _INPUTS if name in batch}
+            output = model(**seen, use_cache=False)
         yield rows, output.logits[..., 0].float().sigmoid().cpu()
 
 
