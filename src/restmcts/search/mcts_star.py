@@ -155,7 +155,10 @@ class _MctsStar:
         """Ask for `count` steps after `node`, make nodes of them and have them scored; returns the nodes they are."""
         tree, settings = self.tree, self.settings
         path, seed = tree.path(node), self.next_seed()
-        reply = yield Propose(tree.problem, path, count, seed, settings.temperature, settings.step_tokens, advice)
+        warm = settings.temperature
+        if origin == "rollout" and settings.rollout_temperature is not None:
+            warm = settings.rollout_temperature
+        reply = yield Propose(tree.problem, path, count, seed, warm, settings.step_tokens, advice)
         if not isinstance(reply, Proposals):
             self.failed("propose", reply)
             return []

@@ -19,6 +19,9 @@ class SearchSettings(Settings):
     rollout_steps: int = Field(
         default=32, ge=0, description="m: steps of the greedy rollout; 0: none; max_depth or more: to the end"
     )
+    rollout_temperature: float | None = Field(
+        default=None, ge=0, description="sampling temperature of rollout steps; unset: as temperature"
+    )
     rollout_branch: int = Field(default=1, ge=1, description="d: samples of each rollout step, the best one kept")
     alpha: float = Field(default=0.5, ge=0, le=1, description="α: weight of the node's own value against the rollout's")
     exploration: float = Field(default=0.5, ge=0, description="ε of the selection formula")

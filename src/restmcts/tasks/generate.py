@@ -225,9 +225,9 @@ _CALCULATE = _arithmetic("Calculate {}.", 99)
 
 FAMILIES: dict[str, tuple[Level, ...]] = {
     "chain_sum": (
-        Level("2-4 terms, 1 digit", "chain_sum", {"min_terms": 2, "max_terms": 4, "max_digits": 1}, _SUM),
-        Level("2-3 terms, 2 digits", "chain_sum", {"max_terms": 3, "min_digits": 2, "max_digits": 2}, _SUM),
+        Level("3-5 terms, 1 digit", "chain_sum", {"min_terms": 3, "max_terms": 5, "max_digits": 1}, _SUM),
     ),
+    "long_sum": (Level("2-3 terms, 2 digits", "chain_sum", {"max_terms": 3, "min_digits": 2, "max_digits": 2}, _SUM),),
     # Without parentheses allowed, reasoning-gym works from left to right and so contradicts the usual precedence.
     "basic_arithmetic": (
         Level(
@@ -239,10 +239,8 @@ FAMILIES: dict[str, tuple[Level, ...]] = {
     ),
     "simple_equations": (Level("2 terms, up to 10", "simple_equations", {"max_terms": 2, "max_value": 10}, _equation),),
     "gcd": (Level("up to 99", "gcd", {"min_value": 2, "max_value": 99}, _gcd),),
-    "products": (
-        Level("2-3 terms, 1 digit", "products", {"max_terms": 3, "max_digits": 1}, _SUM),
-        Level("2 terms, 2 digits", "products", {"min_digits": 2, "max_digits": 2}, _product),
-    ),
+    "products": (Level("2-3 terms, 1 digit", "products", {"max_terms": 3, "max_digits": 1}, _SUM),),
+    "long_product": (Level("2 terms, 2 digits", "products", {"min_digits": 2, "max_digits": 2}, _product),),
     "leg_counting": (
         Level(
             "2 animals",
