@@ -186,6 +186,17 @@ def test_without_worked_examples_the_value_model_starts_from_sampled_trees(tmp_p
     assert "round 1 − base model" in (out / "report.md").read_text(encoding="utf-8")
 
 
+def test_the_first_value_model_may_learn_from_samples_too(tmp_path: Path):
+    loop.run(config(tmp_path, rounds=0, warm_start={"value_data": "sampled", "bootstrap": 5}), tools=AdderTools())
+    out = tmp_path / "run"
+    assert stages_of(out).index("round-0/policy") < stages_of(out).index("round-0/search")
+    questions = {row["problem_id"] for row in read_jsonl(out / "round-0/label/value_rows.jsonl")}
+    worked = {p["id"] for p in read_jsonl(out / "data/worked.jsonl")}
+    sampled = {tree["id"] for tree in read_jsonl(out / "round-0/search/trees.jsonl")}
+    assert len(sampled) == 5
+    assert questions == worked | sampled
+
+
 def test_a_trained_value_model_is_used_as_it_is(tmp_path: Path):
     (tmp_path / "value").mkdir()
     (tmp_path / "value" / "skill.json").write_text("0.5", encoding="utf-8")

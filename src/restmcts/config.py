@@ -45,12 +45,16 @@ class WarmStart(Settings):
     """What the models learn from the worked examples before the first round."""
 
     policy: bool = Field(default=True, description="fine-tune the policy on the worked solutions (D_S0)")
-    value: bool = Field(default=True, description="train the value model on true and corrupted steps (D_V0)")
+    value: bool = Field(default=True, description="train the value model before the first round")
+    value_data: Literal["worked", "sampled"] = Field(
+        default="worked",
+        description="on true and corrupted steps (D_V0), or on these and on solutions that the policy sampled itself",
+    )
     corruptions: int = Field(default=3, ge=0, description="wrong turns made from each worked solution for D_V0")
     bootstrap: int = Field(
         default=100,
         ge=1,
-        description="without worked examples: questions sampled by the policy to train the first value model",
+        description="questions sampled by the policy to train the first value model, where it is trained on samples",
     )
     policy_training: PolicyTraining = Field(default_factory=PolicyTraining, description="unset: as policy_training")
     value_training: ValueTraining = Field(default_factory=ValueTraining, description="unset: as value_training")

@@ -64,11 +64,11 @@ def loop(job: Job) -> None:
 def warm_start(job: Job, data: Data) -> tuple[str | Path, str | Path]:
     """π_0 and V_0, and what the untrained model can do.
 
-    With worked examples: π_0 by SFT on them (D_S0), V_0 on their true and corrupted steps (D_V0). Without: π_0 is the
-    model as given, and V_0 learns from trees that π_0 sampled without a value model, unless one was given.
+    With worked examples: π_0 by SFT on them (D_S0), V_0 on their true and corrupted steps (D_V0), and if so set on what
+    π_0 makes of other questions. Without: π_0 is the model as given, and V_0 learns from trees that π_0 sampled without
+    a value model, unless one was given.
     """
     config, policy = job.config, str(job.config.policy)
-    value_base = str(config.value or config.policy)
     examples = data.worked[: config.evaluate.examples]
     base = [mode for mode in config.evaluate.base if data.heldout]
     if "greedy" in base:
@@ -77,11 +77,12 @@ def warm_start(job: Job, data: Data) -> tuple[str | Path, str | Path]:
     rows = stages.warm_rows(job, data) if data.worked else None
     if rows is not None and config.warm_start.policy:
         trained = stages.train(job, "policy", WARM, rows, policy)
-    value: str | Path = value_base
-    if rows is not None and config.warm_start.value:
-        value = stages.train(job, "value", WARM, rows, value_base)
-    elif config.value is None or not job.tools.is_value_model(config.value):
-        value = stages.train(job, "value", WARM, sampled_rows(job, data, trained), value_base)
+    value = config.value or trained
+    needed = config.value is None or not job.tools.is_value_model(config.value)
+    if needed or (rows is not None and config.warm_start.value):
+        if rows is None or not config.warm_start.value or config.warm_start.value_data == "sampled":
+            rows = sampled_rows(job, data, trained)
+        value = stages.train(job, "value", WARM, rows, value)
     if "search" in base:
         stages.measure(job, BASE, ["search"], data, policy, value, examples)
     if trained is not policy:
@@ -90,7 +91,7 @@ def warm_start(job: Job, data: Data) -> tuple[str | Path, str | Path]:
 
 
 def sampled_rows(job: Job, data: Data, policy: str | Path) -> Path:
-    """Rows for V_0 from questions that the policy answered without a value model."""
+    """Rows for V_0 from questions that the policy answered without a value model, and from worked examples."""
     questions = stages.round_questions(job, data.train, 1)[: job.config.warm_start.bootstrap]
     settings = job.config.search.model_copy(update={"method": "sample"})
     trees = stages.search(job, WARM, data, questions, settings, policy, None)
