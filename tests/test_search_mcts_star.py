@@ -73,9 +73,7 @@ def test_exploration_weighs_value_against_visits(exploration, fourth):
 
 
 def test_children_not_visited_come_first_however_small_the_bonus():
-    book = Book(
-        {"": [["a", "b", "c"]], "b": [["x"]], "c": [["x"]]}, {"a": 0.9, "b": 0.1, "c": 0.2, "x": 0.5}
-    )
+    book = Book({"": [["a", "b", "c"]], "b": [["x"]], "c": [["x"]]}, {"a": 0.9, "b": 0.1, "c": 0.2, "x": 0.5})
     search(book, iterations=3, branch=3, rollout_steps=0, exploration=0.0)
     assert expanded_at(book, 3) == ["", "c", "b"]
 

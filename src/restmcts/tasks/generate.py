@@ -224,9 +224,7 @@ _SUM = _arithmetic("What is {}?", 200)
 _CALCULATE = _arithmetic("Calculate {}.", 99)
 
 FAMILIES: dict[str, tuple[Level, ...]] = {
-    "chain_sum": (
-        Level("3-5 terms, 1 digit", "chain_sum", {"min_terms": 3, "max_terms": 5, "max_digits": 1}, _SUM),
-    ),
+    "chain_sum": (Level("3-5 terms, 1 digit", "chain_sum", {"min_terms": 3, "max_terms": 5, "max_digits": 1}, _SUM),),
     "long_sum": (Level("2-3 terms, 2 digits", "chain_sum", {"max_terms": 3, "min_digits": 2, "max_digits": 2}, _SUM),),
     # Without parentheses allowed, reasoning-gym works from left to right and so contradicts the usual precedence.
     "basic_arithmetic": (
