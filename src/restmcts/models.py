@@ -10,6 +10,8 @@ import importlib.util
 import json
 import os
 import tempfile
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,12 +61,13 @@ def embedded_model() -> Path:
     quiet_transformers()
     cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.parent) as work:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=_EMBEDDED_GGUF,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16,
-        )
+        with redirect_stderr(StringIO()):  # a progress bar that no setting of transformers turns off
+            model = AutoModelForCausalLM.from_pretrained(
+                folder,
+                gguf_file=_EMBEDDED_GGUF,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.bfloat16,
+            )
         model.save_pretrained(work)
         AutoTokenizer.from_pretrained(folder, gguf_file=_EMBEDDED_GGUF).save_pretrained(work)
         try:
