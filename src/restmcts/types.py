@@ -114,6 +114,8 @@ class Sample:
 
     step: Step
     finish: Finish
+    logprob: float | None = None
+    """log-probability of the sample's tokens under the policy at temperature 1; None where the engine does not say"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,8 @@ class Tree:
     """the search iteration that made the node; lets a viewer replay the search"""
     copies: list[int] = field(default_factory=lambda: [1])
     """how many identical samples were merged into the node"""
+    logprob: list[float | None] = field(default_factory=lambda: [None])
+    """log-probability of the step given its path, under the policy at temperature 1"""
     raw_value: list[float | None] = field(default_factory=lambda: [None])
     value: list[float | None] = field(default_factory=lambda: [None])
     visits: list[int] = field(default_factory=lambda: [0])
@@ -221,6 +225,7 @@ class Tree:
         reason: str | None = None,
         origin: str = "expand",
         iteration: int = 0,
+        logprob: float | None = None,
     ) -> int:
         """Append a node under `parent` and return its index."""
         node = len(self.parent)
@@ -233,6 +238,7 @@ class Tree:
         self.origin.append(origin)
         self.iteration.append(iteration)
         self.copies.append(1)
+        self.logprob.append(logprob)
         self.raw_value.append(None)
         self.value.append(None)
         self.visits.append(0)
@@ -294,7 +300,7 @@ class Tree:
     def check(self) -> None:
         """Raise ValueError unless all node lists have one length and parents come before children."""
         columns: Sequence[str] = (
-            "parent text ids status answer reason origin iteration copies raw_value value visits".split()
+            "parent text ids status answer reason origin iteration copies logprob raw_value value visits".split()
         )
         for name in columns:
             if len(getattr(self, name)) != len(self.parent):

@@ -44,7 +44,14 @@ def add_samples(
             status: Literal["open", "finished", "dead"]
             status = "finished" if answer is not None else "open" if reason is None else "dead"
             node = tree.add(
-                parent, sample.step, status=status, answer=answer, reason=reason, origin=origin, iteration=iteration
+                parent,
+                sample.step,
+                status=status,
+                answer=answer,
+                reason=reason,
+                origin=origin,
+                iteration=iteration,
+                logprob=sample.logprob,
             )
             siblings[text, reason] = node
         nodes[node] = None
