@@ -24,6 +24,8 @@ CRITIC_QUESTION = (
     "Look at the solution so far. If it already states the correct final answer, reply with the one word SOLVED. "
     "Otherwise reply with one short sentence of advice for the next step."
 )
+PLAIN_REPLY = "\nReply:"
+"""what a plain model is prompted with after the self-critic's question"""
 _MARK = "\u2063restmcts\u2063"
 
 
@@ -75,7 +77,7 @@ class Encoder:
     def end_of_turn(self) -> tuple[int, ...]:
         """Ids appended after the last step in training: what the chat template writes after an assistant turn."""
         if self.prompt_settings.chat:
-            text = self._template([_user("?"), _assistant(_MARK)], generation=False)
+            text = self._template([user_turn("?"), assistant_turn(_MARK)], generation=False)
             ids = self._ids(text.rpartition(_MARK)[2].strip())
             if ids:
                 return tuple(ids[:1])
@@ -93,12 +95,14 @@ class Encoder:
 
     def prompt(self, problem: Problem, advice: str | None = None) -> list[int]:
         """The ids before the first step."""
-        question = problem.question if advice is None else f"{problem.question}\n(Hint: {advice})"
+        return self._ids(self.prompt_text(problem, advice), special=not self.prompt_settings.chat)
+
+    def prompt_text(self, problem: Problem, advice: str | None = None) -> str:
+        """The text before the first step, with what the chat template adds."""
         if not self.prompt_settings.chat:
-            shots = "".join(self._plain(e.question) + self._worked(e) + "\n\n" for e in self.examples)
-            return self._ids(self.prompt_settings.instruction + "\n\n" + shots + self._plain(question), special=True)
-        turns = [turn for e in self.examples for turn in (_user(e.question), _assistant(self._worked(e)))]
-        return self._ids(self._template([*self._system(), *turns, _user(question)], generation=True))
+            return plain_prompt(self.prompt_settings, self.examples, problem, advice)
+        turns = chat_turns(self.prompt_settings, self.examples, problem, advice)
+        return self._template(turns if self._takes_system else turns[1:], generation=True)
 
     @cached_property
     def shared_length(self) -> int:
@@ -122,55 +126,85 @@ class Encoder:
 
     def critique(self, problem: Problem, path: Path) -> list[int]:
         """The ids of the self-critic's question about a partial solution."""
-        so_far = self.delimiter.join(step.text for step in path)
-        question = f"Problem: {problem.question}\n\nSolution so far:\n{so_far}\n\n{CRITIC_QUESTION}"
+        return self._ids(self.critique_text(problem, path), special=not self.prompt_settings.chat)
+
+    def critique_text(self, problem: Problem, path: Path) -> str:
+        """The self-critic's question, with what the chat template adds."""
+        question = critic_question(problem, path, self.delimiter)
         if not self.prompt_settings.chat:
-            return self._ids(question + "\nReply:", special=True)
-        return self._ids(self._template([_user(question)], generation=True))
+            return question + PLAIN_REPLY
+        return self._template([user_turn(question)], generation=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, special tokens left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-    def _system(self) -> list[dict[str, str]]:
-        return [{"role": "system", "content": self.prompt_settings.instruction}] if self._takes_system else []
 
     @cached_property
     def _takes_system(self) -> bool:
         """Whether the template accepts a system message; where it does not, the instruction leads the question."""
         message = {"role": "system", "content": _MARK}
         try:
-            return _MARK in self._render([message, _user("?")], generation=True)
+            return _MARK in self._render([message, user_turn("?")], generation=True)
         except Exception:  # templates raise their own jinja2 error for a role they refuse
             return False
 
     def _template(self, messages: list[dict[str, str]], *, generation: bool) -> str:
         if not self._takes_system and messages and messages[0]["role"] == "user":
-            first = _user(f"{self.prompt_settings.instruction}\n\n{messages[0]['content']}")
+            first = user_turn(f"{self.prompt_settings.instruction}\n\n{messages[0]['content']}")
             messages = [first, *messages[1:]]
         return self._render(messages, generation=generation)
 
     def _render(self, messages: list[dict[str, str]], *, generation: bool) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
 
-    def _plain(self, question: str) -> str:
-        return f"Question: {question}\nSolution:\n"
-
-    def _worked(self, example: Problem) -> str:
-        if example.solution is None:
-            raise ConfigError(f"example {example.id!r} has no worked solution; give it one or leave it out")
-        return example.solution
-
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=special))
 
 
-def _user(content: str) -> dict[str, str]:
+def chat_turns(
+    prompt: PromptSettings, examples: Sequence[Problem], problem: Problem, advice: str | None = None
+) -> list[dict[str, str]]:
+    """The messages that put a question to a chat model: the instruction, the worked examples, the question."""
+    turns = [turn for e in examples for turn in (user_turn(e.question), assistant_turn(worked_solution(e)))]
+    system = {"role": "system", "content": prompt.instruction}
+    return [system, *turns, user_turn(_with_advice(problem, advice))]
+
+
+def plain_prompt(
+    prompt: PromptSettings, examples: Sequence[Problem], problem: Problem, advice: str | None = None
+) -> str:
+    """The same as one text, for a model that knows no turns."""
+    shots = "".join(_plain(e.question) + worked_solution(e) + "\n\n" for e in examples)
+    return prompt.instruction + "\n\n" + shots + _plain(_with_advice(problem, advice))
+
+
+def critic_question(problem: Problem, path: Path, delimiter: str) -> str:
+    """What the self-critic is asked about a partial solution."""
+    so_far = delimiter.join(step.text for step in path)
+    return f"Problem: {problem.question}\n\nSolution so far:\n{so_far}\n\n{CRITIC_QUESTION}"
+
+
+def worked_solution(example: Problem) -> str:
+    """The solution of an example. Raises ConfigError when it has none."""
+    if example.solution is None:
+        raise ConfigError(f"example {example.id!r} has no worked solution; give it one or leave it out")
+    return example.solution
+
+
+def user_turn(content: str) -> dict[str, str]:
     return {"role": "user", "content": content}
 
 
-def _assistant(content: str) -> dict[str, str]:
+def assistant_turn(content: str) -> dict[str, str]:
     return {"role": "assistant", "content": content}
+
+
+def _with_advice(problem: Problem, advice: str | None) -> str:
+    return problem.question if advice is None else f"{problem.question}\n(Hint: {advice})"
+
+
+def _plain(question: str) -> str:
+    return f"Question: {question}\nSolution:\n"
 
 
 def steps_of(solution: str, delimiter: str = "\n") -> Path:
