@@ -175,17 +175,22 @@ class _Ride:
 
     async def ask(self, request: Request) -> Reply:
         """The engine's reply; Failed when it could not give one however often it was asked."""
+        spent = Usage()
         for attempt in range(RETRIES + 1):
             try:
-                return await self.ask_once(request)
+                reply = await self.ask_once(request)
+                return dataclasses.replace(reply, usage=reply.usage + spent)
             except TransientError as error:
                 reason = str(error)
+                spent += error.usage
+                if not error.again:
+                    break
             except MemoryError:
                 raise EngineError("out of memory; lower engine.concurrency or use a smaller model") from None
             if attempt < RETRIES:
                 # Trees that failed together should not all come back together; results do not depend on it.
                 await asyncio.sleep(FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5))
-        return Failed(reason)
+        return Failed(reason, spent)
 
     async def ask_once(self, request: Request) -> Reply:
         policy, value = self.engines.policy, self.engines.value

@@ -110,9 +110,19 @@ class Encoder:
         one, other = (self.prompt(Problem("", question)) for question in ("1", "a"))
         return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
 
+    @cached_property
+    def adds_beginning(self) -> bool:
+        """Whether the tokenizer puts its mark for the beginning before a text."""
+        mark = self.tokenizer.bos_token_id
+        return mark is not None and self._ids("a", special=True)[:1] == [mark]
+
     def step(self, step: Step) -> list[int]:
         """The ids of one step: its own where it has them, else its text with the delimiter."""
-        return list(step.ids) if step.ids is not None else self._ids(step.text + self.delimiter)
+        return list(step.ids) if step.ids is not None else self.text_ids(step.text + self.delimiter)
+
+    def text_ids(self, text: str) -> list[int]:
+        """The ids of a piece of text that stands within a sequence."""
+        return self._ids(text)
 
     def trace(self, problem: Problem, path: Path) -> Encoded:
         """Prompt and steps in one sequence: the input of the value model and of policy training."""

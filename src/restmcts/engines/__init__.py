@@ -6,11 +6,20 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from restmcts.errors import EngineError
-from restmcts.types import Critique, Proposals, Propose, Score, Scores, Verdict
+from restmcts.types import Critique, Proposals, Propose, Score, Scores, Usage, Verdict
 
 
 class TransientError(EngineError):
-    """This request failed but may succeed when asked again."""
+    """This request failed, others may succeed.
+
+    `again` says whether it is worth asking again: False where the engine has already done so, or where the request
+    itself is what it cannot answer. `usage` is what the failure cost.
+    """
+
+    def __init__(self, message: str, *, again: bool = True, usage: Usage | None = None) -> None:
+        super().__init__(message)
+        self.again = again
+        self.usage = usage or Usage()
 
 
 class PolicyEngine(Protocol):

@@ -9,6 +9,26 @@ from pydantic import Field
 from restmcts.settings import Settings
 
 
+class ServerSettings(Settings):
+    """Models behind an OpenAI-compatible server. The key is read from RESTMCTS_API_KEY, else OPENAI_API_KEY."""
+
+    base_url: str = Field(default="http://127.0.0.1:8000/v1", description="where the policy is served")
+    value_url: str | None = Field(default=None, description="where the value model is served; unset: as base_url")
+    tokenizer: str | None = Field(
+        default=None,
+        description="tokenizer of the served models: folder, hub id or `embedded`; lets prompts go as token ids",
+    )
+    ask: Literal["auto", "completions", "continue", "chat"] = Field(
+        default="auto",
+        description="by prompt text, by a turn to continue, or for one step a turn; auto: the first that works",
+    )
+    concurrency: int = Field(default=64, ge=1, description="requests in flight at one server")
+    timeout: float = Field(default=300, gt=0, description="seconds until a request counts as lost")
+    retries: int = Field(default=6, ge=0, description="how often a request that failed for the moment is sent again")
+    seeds: bool = Field(default=True, description="send seeds; turn off for a server that cannot take them")
+    judge_tokens: int = Field(default=64, ge=1, description="most tokens a judge may write, its thinking included")
+
+
 class EngineSettings(Settings):
     """How models are run."""
 
@@ -17,3 +37,4 @@ class EngineSettings(Settings):
     max_rows: int = Field(default=64, ge=1, description="sequences decoded at once")
     cache_mb: int = Field(default=1024, ge=0, description="memory for the prefix cache of each model, MiB")
     concurrency: int = Field(default=48, ge=1, description="trees open at once")
+    server: ServerSettings = Field(default_factory=ServerSettings)
