@@ -290,7 +290,7 @@ FAMILIES: dict[str, tuple[Level, ...]] = {
 
 SETS: dict[str, tuple[str, ...]] = {
     "demo": (
-        "chain_sum countdown word products countdown basic_arithmetic word gcd countdown simple_equations".split()
+        *"chain_sum countdown word products countdown basic_arithmetic word gcd countdown simple_equations".split(),
     ),
     "mixed": tuple(FAMILIES),
     "arithmetic": tuple(family for family in FAMILIES if family != "word"),
