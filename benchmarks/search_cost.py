@@ -15,7 +15,7 @@ from restmcts.engines import Engines
 from restmcts.engines.scripted import ScriptedPolicy, ScriptedValue
 from restmcts.search import SearchSettings, get_search
 from restmcts.tasks import get_task
-from restmcts.types import Path, Problem, Propose, Sample, Step, Tree
+from restmcts.types import Path, Problem, Propose, Sample, Tree
 
 NODES = (10, 10**3, 10**5)
 TREES = (1, 10**2, 10**4)

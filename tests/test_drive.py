@@ -209,7 +209,7 @@ class Shaky:
 
     def __init__(self, failures: int, error: type[Exception] = TransientError) -> None:
         self.policy, self.value = load_scripted()
-        self.identity, self.tokenizer_id = "shaky", None
+        self.identity, self.tokenizer_id, self.busy_seconds = "shaky", None, 0.0
         self.failures, self.error = failures, error
         self.seen: dict[object, int] = {}
 

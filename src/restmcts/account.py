@@ -11,19 +11,51 @@ from restmcts.engines import Engines
 from restmcts.types import Budget, Usage
 
 
+class Count:
+    """What requests have cost so far: a `Usage` that can be added to, for it is done at every request."""
+
+    __slots__ = ("cached_tokens", "policy_tokens", "prompt_tokens", "requests", "value_requests", "value_tokens")
+
+    def __init__(self) -> None:
+        self.policy_tokens = self.prompt_tokens = self.cached_tokens = self.value_tokens = 0
+        self.requests = self.value_requests = 0
+
+    def add(self, cost: Usage, *, of_value: bool) -> None:
+        """Count what an engine says that a reply cost; `of_value`: it is the value model's."""
+        self.policy_tokens += cost.policy_tokens
+        self.prompt_tokens += cost.prompt_tokens
+        self.cached_tokens += cost.cached_tokens
+        self.value_tokens += cost.value_tokens
+        self.requests += cost.requests
+        if of_value:
+            self.value_requests += cost.requests
+
+    def usage(self, seconds: float) -> Usage:
+        """All of it, with the seconds that it took."""
+        return Usage(
+            self.policy_tokens,
+            self.prompt_tokens,
+            self.cached_tokens,
+            self.value_tokens,
+            self.requests,
+            seconds,
+            self.value_requests,
+        )
+
+
 class Account:
     """The cost of all trees of a stage together, and the most it may come to.
 
     `earlier` and `elapsed` are what earlier attempts at the stage cost, in tokens and seconds: they count against the
-    budget, and not in `usage`, which is this attempt's. Time runs from when the account is opened.
+    budget, and not in `count`, which is this attempt's. Time runs from when the account is opened.
     """
 
     def __init__(self, budget: Budget | None = None, *, earlier: Usage | None = None, elapsed: float = 0.0) -> None:
         self.budget = budget or Budget()
         self.earlier = earlier or Usage()
-        self.usage = Usage()
+        self.count = Count()
         self.policy_busy = self.value_busy = 0.0
-        """seconds of this attempt in which the engines worked on a request"""
+        """seconds of this attempt in which each engine worked on a request"""
         self._elapsed = elapsed
         self._opened = time.monotonic()
 
@@ -37,12 +69,9 @@ class Account:
         """None without a limit."""
         return None if self.budget.seconds is None else self.budget.seconds - self._elapsed - self.seconds
 
-    def spend(self, usage: Usage) -> None:
-        self.usage += usage
-
     def spent(self) -> bool:
         """Whether there is nothing left: no further request may then be begun."""
-        budget, before, now = self.budget, self.earlier, self.usage
+        budget, before, now = self.budget, self.earlier, self.count
         return (
             (budget.policy_tokens is not None and before.policy_tokens + now.policy_tokens >= budget.policy_tokens)
             or (budget.value_tokens is not None and before.value_tokens + now.value_tokens >= budget.value_tokens)
@@ -64,8 +93,8 @@ class Account:
         """How fast this attempt went, JSON-ready: what `metrics.jsonl` holds of it."""
         return {
             "seconds": round(self.seconds, 3),
-            "policy_tokens": self.usage.policy_tokens,
-            "value_tokens": self.usage.value_tokens,
+            "policy_tokens": self.count.policy_tokens,
+            "value_tokens": self.count.value_tokens,
             "policy_busy": round(self.policy_busy, 3),
             "value_busy": round(self.value_busy, 3),
         }

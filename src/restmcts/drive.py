@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence, Sized
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
-from restmcts.account import Account
+from restmcts.account import Account, Count
 from restmcts.engines import Engines, TransientError
 from restmcts.errors import ConfigError, EngineError
 from restmcts.search import Method, Search, SearchSettings
 from restmcts.seeds import derive_seed
 from restmcts.tasks import Task
 from restmcts.types import (
+    STAGE_BUDGET,
     Answer,
     Ask,
     Budget,
@@ -38,13 +41,14 @@ from restmcts.types import (
     Scores,
     Step,
     Tree,
-    Usage,
 )
 
 RETRIES = 4
 """how often a request that failed for the moment is asked again"""
 FIRST_PAUSE = 0.25
 """seconds before the first retry; each further pause is twice as long, give or take half"""
+_COLLECT_AFTER = 100_000
+"""new objects between two looks of the garbage collector; some hundred for each of a thousand open trees"""
 
 
 def run(
@@ -95,8 +99,23 @@ def run(
         except BaseExceptionGroup as failures:
             raise _first(failures) from None  # it stopped the others
 
-    with bill.watching(engines):
+    with bill.watching(engines), _rare_collections():
         _run(lanes())
+
+
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let the garbage collector look less often: it looks at all open trees, and with thousands of them at little else.
+
+    Nothing here needs it; what falls to it is found a little later.
+    """
+    before = gc.get_threshold()
+    if before[0]:  # else it is switched off
+        gc.set_threshold(max(before[0], _COLLECT_AFTER), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _first(error: BaseException) -> BaseException:
@@ -137,8 +156,10 @@ class _Ride:
         self.engines = engines
         self.budget = budget
         self.account = account
-        self.usage = Usage()
+        self.count = Count()
+        self.seconds = 0.0
         self.started = time.monotonic()
+        self.timed = budget.seconds is not None or account.budget.seconds is not None
         self.cut_off = False
         """whether it was the stage's budget that left a request without a reply"""
 
@@ -154,9 +175,9 @@ class _Ride:
         finally:
             self.search.close()
         if self.cut_off and tree.stop == "budget":
-            tree.stop = "stage_budget"
+            tree.stop = STAGE_BUDGET
         policy, value = self.engines.policy, self.engines.value
-        tree.usage = self.usage
+        tree.usage = self.count.usage(self.seconds)
         tree.models = {
             "policy": policy.identity,
             "value": None if value is None else value.identity,
@@ -173,7 +194,7 @@ class _Ride:
         else:
             affordable = self.afford(asked)
             answer = None if affordable is None else await self.reply(asked, affordable)
-        self.usage += Usage(seconds=time.monotonic() - begin)
+        self.seconds += time.monotonic() - begin
         return answer
 
     async def replies(self, requests: Sequence[Request]) -> tuple[Reply | None, ...]:
@@ -216,15 +237,15 @@ class _Ride:
                 raise
             self.cut_off = self.account.spent()
         if reply is not None:
-            spent = reply.usage
-            if isinstance(request, Score):
-                spent = dataclasses.replace(spent, value_requests=spent.requests)
-            self.usage += spent
-            self.account.spend(spent)
+            of_value = isinstance(request, Score)
+            self.count.add(reply.usage, of_value=of_value)
+            self.account.count.add(reply.usage, of_value=of_value)
         return reply if affordable is request else _without_cut_steps(request, affordable, reply)
 
     def seconds_left(self) -> float | None:
         """Until the tree's time or the stage's is up; None without a limit."""
+        if not self.timed:
+            return None
         own = None if self.budget.seconds is None else self.started + self.budget.seconds - time.monotonic()
         both = [left for left in (own, self.account.seconds_left) if left is not None]
         return min(both, default=None)
@@ -238,10 +259,10 @@ class _Ride:
             return None
         if isinstance(request, Score):  # what a score will cost is known only afterwards
             most = self.budget.value_tokens
-            return request if most is None or self.usage.value_tokens < most else None
+            return request if most is None or self.count.value_tokens < most else None
         if self.budget.policy_tokens is None:
             return request
-        tokens = self.budget.policy_tokens - self.usage.policy_tokens - reserved
+        tokens = self.budget.policy_tokens - self.count.policy_tokens - reserved
         if tokens <= 0:
             return None
         if isinstance(request, Critique):

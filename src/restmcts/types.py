@@ -16,6 +16,9 @@ SCHEMA_VERSION = 1
 Status = Literal["open", "finished", "dead"]
 """open: may be continued · finished: holds an answer · dead: ended without one (see `Tree.reason`)."""
 
+STAGE_BUDGET = "stage_budget"
+"""`Tree.stop` of a search that ended because the budget of its whole stage was spent"""
+
 Finish = Literal["step", "end", "length"]
 """Why a sample stopped: at the step delimiter, at the model's end of turn, or at the token limit."""
 

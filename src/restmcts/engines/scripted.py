@@ -41,7 +41,7 @@ class _Scripted:
         return self._busy.seconds
 
     async def _wait(self) -> None:
-        await asyncio.sleep(self._latency * self._delays.random())
+        await asyncio.sleep(self._latency and self._latency * self._delays.random())
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -126,7 +126,7 @@ class ScriptedValue(_Scripted):
 
 
 def _words(problem: Problem, path: Path) -> int:
-    return len(problem.question.split()) + sum(len(step.text.split()) + 1 for step in path)
+    return len(problem.question.split()) + len(" ".join([step.text for step in path]).split()) + len(path)
 
 
 # ---------------------------------------------------------------- the built-in pair

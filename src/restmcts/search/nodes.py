@@ -81,7 +81,7 @@ def ask_all(requests: Sequence[Request]) -> Generator[Ask, Answer, Sequence[Repl
 
 
 def score_nodes(tree: Tree, nodes: Sequence[int]) -> Phase[bool]:
-    """Ask V for those `nodes` that have no value yet and are not dead; returns whether V could be asked.
+    """Ask V for those `nodes`, siblings, that have no value yet and are not dead; returns whether V could be asked.
 
     A failure is recorded and leaves them without a value: None, which is not 0.
     """
