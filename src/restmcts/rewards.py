@@ -100,9 +100,8 @@ def _sweep_down(above: Ints, m: Floats, right: Bools, r: Floats, labelled: Bools
     inner, signs = _inner(above), 1.0 - 2.0 * r
     nodes = (inner & labelled).nonzero()[0][1:]
     steps, values = m.tolist(), [0.0] * len(above)
-    for i, p, good, sign in zip(
-        *(x[nodes].tolist() for x in (np.arange(len(above)), above, right, signs)), strict=True
-    ):
+    columns = (nodes, above[nodes], right[nodes], signs[nodes])
+    for i, p, good, sign in zip(*(column.tolist() for column in columns), strict=True):
         if not good:
             steps[i] = steps[p]
         before = values[p]
