@@ -1,6 +1,7 @@
 # make run         set up once, then take the embedded model through the self-training loop (runs/demo)
 # make test        set up once, then lint, types and every test
 # make test-quick  the tests that need no model and build nothing
+# make bench       what the parts cost, as a table and in benchmarks.json (ARGS="search_cost" for one alone)
 # make lint        ruff and mypy
 # make wheel       build the wheel into dist/
 # make clean       remove the virtual environment and build outputs; runs stay
@@ -18,10 +19,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run test lint test-quick wheel clean
+.PHONY: help venv run test bench lint test-quick wheel clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 venv: $(READY)
 
@@ -52,6 +53,9 @@ test-quick: $(READY)
 
 test: lint test-quick
 	$(BIN)/python -m pytest -q -m "model or slow"
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks --out benchmarks.json $(ARGS)
 
 wheel: $(READY)
 	rm -rf build # what is left of an earlier build would be packed too

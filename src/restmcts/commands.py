@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,14 @@ from restmcts.data import DATA_FILES
 from restmcts.engines import Engines
 from restmcts.errors import ConfigError, StoreError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all
-from restmcts.job import Job, Kind, OpenOnDemand, models_and_files
+from restmcts.job import Job, Kind, OpenOnDemand, models_and_files, take_up_again
 from restmcts.loop import Transformers
 from restmcts.seeds import derive_seed
 from restmcts.stages import LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.store import RunFolder, StageFolder, read_jsonl
 from restmcts.tasks.grade import Grader
 from restmcts.tasks.load import load_problems, write_problems
-from restmcts.types import Problem, Tree, Usage
+from restmcts.types import Problem, Tree
 
 SCRIPTED = "scripted"
 
@@ -59,8 +58,9 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     problems = _problems(config, need_answer=False)
 
     def work(stage: StageFolder, job: Job) -> dict[str, Any]:
+        account = job.account(stage)
         with OpenOnDemand(lambda: open_engines(config)) as engines:
-            trees = search_all(
+            found = search_all(
                 problems,
                 config.search.method,
                 config.search,
@@ -69,16 +69,21 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
                 seed=config.seed,
                 concurrency=config.engine.concurrency,
                 path=stage.path / TREES,
-                on_tree=job.watch(stage, len(problems)),
+                on_tree=job.watch(stage, len(problems), account),
+                account=account,
             )
-        answered = sum(tree.final_answer is not None for tree in trees)
-        usage = asdict(sum((tree.usage for tree in trees), Usage()))
-        return {"problems": len(trees), "answered": answered, "nodes": sum(map(len, trees)), "usage": usage}
+        return {
+            "problems": found.trees,
+            "answered": found.answered,
+            **found.summary(),
+            "speed": account.speed(),
+        }
 
     metrics = _stage(
         config, out, progress, work, settings=_asked(config), inputs={"problems": config.problems, **_models(config)}
     )
     print(f"{metrics['problems']} trees, {metrics['answered']} with an answer: {out / TREES}")
+    _say_owed(metrics)
 
 
 def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Progress) -> None:
@@ -153,7 +158,9 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
             settings = {**_asked(config), "search": search.model_dump(mode="json")}
             named, files = models_and_files({"problems": config.problems, **_models(config)})
             with folder.stage(mode, settings={**settings, **named}, inputs=files) as stage:
+                take_up_again(stage, config.stage_budget.budget())
                 if not stage.done:
+                    account = job.account(stage)
                     result = evaluate(
                         problems,
                         search.method,
@@ -163,12 +170,14 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
                         seed=config.seed,
                         concurrency=config.engine.concurrency,
                         folder=stage.path,
-                        on_tree=job.watch(stage, len(problems)),
+                        on_tree=job.watch(stage, len(problems), account),
+                        account=account,
                     )
-                    stage.finish(result.summary())
+                    stage.finish({**result.summary(), "speed": account.speed()})
                     progress.finish()
                 assert stage.manifest is not None
                 print(_accuracy_line(mode, stage.manifest.metrics))
+                _say_owed(stage.manifest.metrics)
     print(f"rows and trees: {out}")
 
 
@@ -200,14 +209,16 @@ def open_engines(config: RunConfig, examples: Sequence[Problem] = ()) -> Engines
 
 
 def read_trees(path: Path) -> list[Tree]:
-    """The trees of a file. Raises StoreError naming the first that cannot be read."""
-    trees = []
+    """The trees of a file, the last one of each question. Raises StoreError naming the first that cannot be read."""
+    trees: dict[str, Tree] = {}
     for number_, record in enumerate(read_jsonl(path, skip_torn=True), start=1):
         try:
-            trees.append(Tree.from_record(record))
+            tree = Tree.from_record(record)
         except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{path}, record {number_}: {error}; search again, or mend the file") from None
-    return trees
+        trees.pop(tree.problem.id, None)
+        trees[tree.problem.id] = tree
+    return list(trees.values())
 
 
 Work = Callable[[StageFolder, Job], Mapping[str, Any]]
@@ -225,6 +236,7 @@ def _stage(
     """Do the one stage that folder `out` holds, or find it done; returns its metrics."""
     named, files = models_and_files(inputs)
     with RunFolder(out) as folder, folder.stage(".", settings={**settings, **named}, inputs=files) as stage:
+        take_up_again(stage, config.stage_budget.budget())
         if stage.manifest is not None:
             print(f"{out} is finished: nothing was run again")
             return stage.manifest.metrics
@@ -258,7 +270,14 @@ def _file(path: Path, name: str) -> Path:
     return path
 
 
+def _say_owed(metrics: Mapping[str, Any]) -> None:
+    if metrics.get("owed"):
+        print(f"stage_budget is spent: {metrics['owed']} questions are owed; raise it and run the same command again")
+
+
 def _accuracy_line(mode: str, metrics: Mapping[str, Any]) -> str:
+    if not metrics["n"]:
+        return f"{mode:<7} not measured"
     low, high = metrics["interval"]
     right, n, usage = metrics["correct"], metrics["n"], metrics["usage"]
     tokens = f"{number(usage['policy_tokens'])} tokens generated, {number(usage['value_tokens'])} scored"
