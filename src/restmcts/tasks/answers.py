@@ -83,10 +83,17 @@ def find_answer(text: str) -> str | None:
 
 
 def answer_in(text: str, find: Callable[[str], str | None] = find_answer) -> str:
-    """The answer that `text` marks, as `find` finds it, else all of `text`: a bare answer has no mark."""
+    """The answer that `text` marks, as `find` finds it, else all of `text`: a bare answer has no mark.
+
+    Of a sentence without a mark the last number counts ("so the number is 10 which is 1,000.99€").
+    """
     text = _BROKEN.sub(" ", text[-MAX_TEXT:])
     found = find(text)
-    return text if found is None else found
+    if found is not None:
+        return found
+    if len(text) <= MAX_ANSWER and _prose(text) and (stated := _NUMBERS.findall(text)):
+        return str(stated[-1])
+    return text
 
 
 def equivalent(gold: str, prediction: str, rule: str = "math") -> bool:
@@ -212,6 +219,7 @@ _SPACING = re.compile(r"\\(?:left|right|big|Big|bigl|bigr|displaystyle)(?![a-zA-
 _ANY_FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _TEXT = re.compile(r"\\(?:text|textbf|textnormal|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
 _ASSIGNED = re.compile(r"\A[A-Za-z](?:_\{?\w+\}?)?(?:\([a-z]\))?\s*(?:=|\\approx)\s*(?=[^=]+$)")
+_NUMBERS = re.compile(r"[-+$€£]{0,2}\d[\d,]*(?:\.\d+)?(?: ?/ ?\d+)? ?(?:%|°|[^\W\d_]{1,3}[²³]?|[€£$])?(?!\w)")
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")
 
 
@@ -277,7 +285,9 @@ def compare_math(gold: str, answer: str, tolerance: Fraction = TOLERANCE) -> boo
         return same_number(a, b, tolerance)
     if text_key(gold) == text_key(answer):
         return True
-    if (a is not None and _wordy(answer)) or (b is not None and _wordy(gold)):
+    if (a is not None and not _may_be_number(answer)) or (b is not None and not _may_be_number(gold)):
+        return False
+    if _HOPELESS.search(gold) or _HOPELESS.search(answer):
         return False
     return compare_parts(gold, answer, partial(compare_math, tolerance=tolerance))
 
@@ -291,6 +301,23 @@ def compare_parts(gold: str, answer: str, equal: Equal) -> bool | None:
 def _number(text: str) -> Number | None:
     text = _ASSIGNED.sub("", clean(text), count=1)
     return read_number(text) or only_number(text)
+
+
+_HOPELESS = re.compile(
+    r"(?:[(\[{|][^)\]}|]{0,20}){30}"  # thirty brackets opened one after the other
+    r"|(?:\d\s*(?:\^|\*\*)[\s{(]*){3}|\d\d\s*(?:\^|\*\*)[\s{(]*\d\d+\s*(?:\^|\*\*)|!!|\d\s*\)\s*!"  # towers of powers, factorials of formulas
+)
+"""No engine comes to an end with these, and nobody answers so."""
+
+
+def _may_be_number(text: str) -> bool:
+    """Whether an engine could find a number in `text`: not in words alone, nor in a sentence with several numbers."""
+    return not _wordy(text) and not _prose(text)
+
+
+def _prose(text: str) -> bool:
+    """Whether `text` is words with something in between, and no formula."""
+    return not re.search(r"[\\$^_{}=<>]", text) and len(_WORD.findall(text[:MAX_ANSWER])) >= 3
 
 
 def _wordy(text: str) -> bool:

@@ -16,6 +16,7 @@ import re
 import resource
 import signal
 import sys
+from functools import lru_cache
 from typing import Any
 
 READY = "ready"
@@ -65,7 +66,7 @@ def equal(math_verify: Any, first: str, second: str, tolerance: float) -> bool:
             return last.rhs
         return a
 
-    known, given = ([settled(a) for a in expressions(math_verify, text)] for text in (first, second))
+    known, given = ([settled(a) for a in parsed(math_verify, text)] for text in (first, second))
     for a in known:
         for b in given:
             x, y = _real(a), _real(b)
@@ -75,6 +76,12 @@ def equal(math_verify: Any, first: str, second: str, tolerance: float) -> bool:
             elif same(a, b) and same(b, a):
                 return True
     return False
+
+
+@lru_cache(maxsize=500)
+def parsed(math_verify: Any, text: str) -> list[Any]:
+    """`expressions`, remembered: one known answer is compared with many."""
+    return expressions(math_verify, text)
 
 
 def expressions(math_verify: Any, text: str) -> list[Any]:
