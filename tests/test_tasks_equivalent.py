@@ -78,7 +78,8 @@ MATH = [
     (r"\text{east}", "East", True),
     ("east", "west", False),
     ("3", "Jane started growing it 3 hours ago", True),
-    ("3", "It takes at least 3 hours in all", False),
+    ("3", "Answer: it takes at least 3 hours in all", False),
+    ("3", "Answer: somewhere between 3 and 5", False),
     ("5", "five", False),
     ("f(x)", "f(y)", False),
     # no answers
@@ -159,7 +160,7 @@ def test_the_engine_is_symmetric(a, b):
 @given(ANSWERS)
 @settings(max_examples=300, deadline=None)
 def test_an_answer_is_equal_to_itself(a):
-    if a.strip(" $"):
+    if a.strip(" $,"):
         assert compare_math(a, a) is True
 
 
@@ -213,7 +214,7 @@ def test_agreement_with_public_cases(shared_data):
         if verdict is expected:
             continue
         decimals = row.get("params", {}).get("precision", 6)
-        gold, answer = answer_in(row["gold"]), answer_in(row["prediction"])
+        gold, answer = (answer_in(row[side], last_number=True) for side in ("gold", "prediction"))
         agrees = compare_math(gold, answer, Fraction(1, 10**decimals)) is expected
         (coarse if agrees else disagree).add(row["id"])
     assert disagree == DISAGREEMENTS.keys()

@@ -82,16 +82,16 @@ def find_answer(text: str) -> str | None:
     return answer if len(answer) <= MAX_ANSWER else None
 
 
-def answer_in(text: str, find: Callable[[str], str | None] = find_answer) -> str:
+def answer_in(text: str, find: Callable[[str], str | None] = find_answer, *, last_number: bool = False) -> str:
     """The answer that `text` marks, as `find` finds it, else all of `text`: a bare answer has no mark.
 
-    Of a sentence without a mark the last number counts ("so the number is 10 which is 1,000.99€").
+    With `last_number`, that of a sentence without a mark counts ("so the number is 10 which is 1,000.99€").
     """
     text = _BROKEN.sub(" ", text[-MAX_TEXT:])
     found = find(text)
     if found is not None:
         return found
-    if len(text) <= MAX_ANSWER and _prose(text) and (stated := _NUMBERS.findall(text)):
+    if last_number and len(text) <= MAX_ANSWER and _prose(text) and (stated := _NUMBERS.findall(text)):
         return str(stated[-1])
     return text
 
@@ -100,7 +100,8 @@ def equivalent(gold: str, prediction: str, rule: str = "math") -> bool:
     """Whether `prediction`, an answer or a whole solution text, states the answer `gold` by the named rule.
 
     Rules are the tasks of `restmcts.tasks.TASKS` and the names of question sets (`restmcts.tasks.sets.SETS`). Where
-    the prediction marks no answer, all of it is taken for one. What a symbolic engine has to decide takes at most five
+    the prediction marks no answer, all of it is taken for one, and of a sentence the last number ("math" and
+    "numeric"). What a symbolic engine has to decide takes at most five
     seconds, and is no where it takes longer. The rule "math" is symmetric; "numeric" is not: a computation left undone
     ("7 + 5") is no answer. Raises TaskError for an unknown rule.
     """
@@ -108,7 +109,9 @@ def equivalent(gold: str, prediction: str, rule: str = "math") -> bool:
     from restmcts.tasks.grade import default_grader
 
     task = get_task(rule)
-    return default_grader().judge(task, answer_in(gold, task.find_answer), answer_in(prediction, task.find_answer))
+    numbers = task.name in ("math", "numeric")
+    known, given = (answer_in(text, task.find_answer, last_number=numbers) for text in (gold, prediction))
+    return default_grader().judge(task, known, given)
 
 
 def _sentence(text: str, start: int) -> str:
@@ -167,6 +170,8 @@ def _closing(text: str, start: int) -> int | None:
 
 _BEFORE = " \t\r\n:：=*_"
 _AFTER = " \t\r\n.,;:。，；*_"
+_INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202c\u2060\u2066-\u2069\ufeff]")
+"""Signs that show nothing: soft hyphens, marks of writing direction, byte order marks."""
 _EXCLAIMED = re.compile(r"(?<=[^\W\d_]{2})[!！]+$|(?<!\\)\\$")
 """An exclamation mark after a word (after a number it is a factorial), and a backslash that has lost its sign."""
 _WRAPPERS = tuple(
@@ -189,7 +194,7 @@ _WRAPPERS = tuple(
 
 def clean(answer: str) -> str:
     """`answer` without what surrounds it: spaces, math and bold marks, quotes, a box, closing punctuation."""
-    text = answer.strip()
+    text = _INVISIBLE.sub("", answer).strip()
     if len(text) > MAX_ANSWER:
         return text
     for _ in range(MAX_WRAPPERS):
@@ -305,7 +310,8 @@ def _number(text: str) -> Number | None:
 
 _HOPELESS = re.compile(
     r"(?:[(\[{|][^)\]}|]{0,20}){30}"  # thirty brackets opened one after the other
-    r"|(?:\d\s*(?:\^|\*\*)[\s{(]*){3}|\d\d\s*(?:\^|\*\*)[\s{(]*\d\d+\s*(?:\^|\*\*)|!!|\d\s*\)\s*!"  # towers of powers, factorials of formulas
+    r"|(?:\d\s*(?:\^|\*\*)[\s{(]*){3}|\d\d\s*(?:\^|\*\*)[\s{(]*\d\d+\s*(?:\^|\*\*)"  # towers of powers
+    r"|!!|\d\s*\)\s*!"  # factorials of formulas
 )
 """No engine comes to an end with these, and nobody answers so."""
 
