@@ -176,7 +176,10 @@ def junk(count: int, seed: int = 0) -> Iterator[str]:
 
 
 def grade_junk(count: int, seed: int = 0) -> dict[str, float]:
-    """Grade `count` strings, each by one rule in turn; the counts and seconds of it. Raises what grading raises."""
+    """Grade `count` strings, every second one as mathematics, the others by each rule in turn.
+
+    Returns counts and seconds; raises what grading raises.
+    """
     from restmcts.tasks.answers import equivalent
     from restmcts.tasks.grade import default_grader
 
@@ -185,7 +188,7 @@ def grade_junk(count: int, seed: int = 0) -> dict[str, float]:
     slowest, right = 0.0, 0
     began = time.perf_counter()
     for number, text in enumerate(junk(count, seed)):
-        rule = rules[number % len(rules)] if number >= 8 * len(NASTY) else "math"
+        rule = rules[number // 2 % len(rules)] if number % 2 else "math"
         gold = rng.choice(GOLDS[rule])
         start = time.perf_counter()
         verdict = equivalent(gold, text, rule=rule)

@@ -138,7 +138,9 @@ def test_a_dead_engine_is_replaced(grader):
 
 
 def test_what_always_kills_the_engine_is_wrong(monkeypatch, tmp_path):
-    (tmp_path / "math_verify.py").write_text("import os\ndef parse(*_, **__): os.abort()\n")
+    (tmp_path / "math_verify.py").write_text(
+        "import os\nLatexExtractionConfig = ExprExtractionConfig = object\ndef parse(*_, **__): os.abort()\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with Grader() as fragile:
         assert fragile.grade(ask("x"), "x + 1") is False

@@ -28,6 +28,9 @@ MAX_MARKS = 50
 MAX_BETWEEN = 80
 """Boxes further apart than that are two answers."""
 
+PROSE = 3
+"""So many words make a sentence."""
+
 MAX_DIGITS = 400
 """A longer row of digits is not turned into a number."""
 
@@ -91,9 +94,9 @@ def answer_in(text: str, find: Callable[[str], str | None] = find_answer, *, las
     found = find(text)
     if found is not None:
         return found
-    if last_number and len(text) <= MAX_ANSWER and _prose(text) and (stated := _NUMBERS.findall(text)):
-        return str(stated[-1])
-    return text
+    words = len(_WORD.findall(text[-MAX_ANSWER:])) if last_number and not re.search(r"[\\$]", text) else 0
+    stated = _NUMBERS.findall(text[-MAX_ANSWER:]) if words >= PROSE else []
+    return str(stated[-1]) if stated else text
 
 
 def equivalent(gold: str, prediction: str, rule: str = "math") -> bool:
@@ -185,7 +188,7 @@ _WRAPPERS = tuple(
         r"\\f?boxed\s*\{(.*)\}",
         r"\\(?:text|textbf|mathbf|mathrm|mbox|displaystyle)\s*\{([^{}]*)\}",
         r"\\displaystyle\b(.*)",
-        r"\"([^\"]*)\"",
+        r"\\?\"([^\"]*?)\\?\"",
         r"“([^”]*)”",
         r"'([^']*)'",
     )
@@ -323,7 +326,7 @@ def _may_be_number(text: str) -> bool:
 
 def _prose(text: str) -> bool:
     """Whether `text` is words with something in between, and no formula."""
-    return not re.search(r"[\\$^_{}=<>]", text) and len(_WORD.findall(text[:MAX_ANSWER])) >= 3
+    return not re.search(r"[\\$^_{}=<>]", text) and len(_WORD.findall(text[:MAX_ANSWER])) >= PROSE
 
 
 def _wordy(text: str) -> bool:

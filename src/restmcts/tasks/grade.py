@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from restmcts.errors import TaskError
 from restmcts.tasks import answers
-from restmcts.tasks.numbers import TOLERANCE
+from restmcts.tasks.numbers import TOLERANCE, plain_signs
 from restmcts.types import Problem
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Grader:
             if (left := deadline.left()) <= 0:
                 self.timeouts += 1
                 return False
-            reply = self._worker.ask([a, b, float(tolerance), left], left)
+            reply = self._worker.ask([plain_signs(a), plain_signs(b), float(tolerance), left], left)
             if reply is not None:
                 return reply is True
             self._stop()

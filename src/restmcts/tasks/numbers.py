@@ -32,6 +32,7 @@ _ANY_FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _PERCENT = re.compile(r"\\?%|percent(?:age)?|pct", re.IGNORECASE)
 _UNIT = re.compile(r"[^\W\d_][^\W\d_/^²³.·* -]*(?:[ /·*-]+[^\W\d_]+|[\^²³]{?-?\d?}?){0,3}|°[CF]?")
 _CURRENCY = re.compile(r"(?<![\w])(?:\\?\$|€|£|¥|₹|USD |EUR )(?=[ ]?[-+]?[.\d])")
+_CURRENCIES = ("$", "\\$", "€", "£", "¥", "₹")
 _NOT_UNITS = frozenset(
     "and or to plus minus times by over of pi e i half quarter third dozen hundred thousand million billion trillion "
     "lakh crore squared cubed mod remainder factorial choose if when for".split()
@@ -169,7 +170,7 @@ def _plain(text: str) -> str:
 
 def _unit(rest: str) -> str | None:
     """The unit that `rest` names, in a common form; "" if there is none, None if `rest` is no unit."""
-    if not rest:
+    if not rest or rest in _CURRENCIES:
         return ""
     if not _UNIT.fullmatch(rest):
         return None

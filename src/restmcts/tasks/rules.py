@@ -177,8 +177,8 @@ def _unit_text(unit: str) -> str:
 
 THEOREMQA_LIMIT = Fraction(1, 100)
 """No rounding of the known answer excuses more than that."""
-_TRUE = frozenset("true yes correct right 1 对 是 正确".split())
-_FALSE = frozenset("false no incorrect wrong 0 错 否 错误".split())
+_TRUE = frozenset("true yes correct right 对 是 正确".split())
+_FALSE = frozenset("false no incorrect wrong 错 否 错误".split())
 _DECIMAL = re.compile(r"-?(\d+)\.(\d+)(?:[eE]([-+]?\d{1,3}))?|-?(\d+)[eE]([-+]?\d{1,3})")
 
 

@@ -88,9 +88,10 @@ def expressions(math_verify: Any, text: str) -> list[Any]:
     """What `text` can be read as: LaTeX in its own marks or as a whole, a list or a decimal comma."""
     text = re.sub(r"\\mathrm\s*\{\s*([a-z])\s*\}", r"\1", text)
     decimals = re.fullmatch(r"\s*([+-]?\d+),(\d+)\s*", text)
+    kinds = [math_verify.LatexExtractionConfig(), math_verify.ExprExtractionConfig()]
     if not re.search(r"\$|\\boxed|\\\(|\\\[", text):
-        text = f"${text}$"
-    found: list[Any] = math_verify.parse(text, parsing_timeout=None)
+        text, kinds = f"${text}$", kinds[:1]  # as a whole or not at all: no number is picked out of it
+    found: list[Any] = math_verify.parse(text, kinds, parsing_timeout=None)
     return found + (math_verify.parse(f"{decimals[1]}.{decimals[2]}", parsing_timeout=None) if decimals else [])
 
 
