@@ -28,6 +28,9 @@ MAX_MARKS = 50
 MAX_BETWEEN = 80
 """Boxes further apart than that are two answers."""
 
+MAX_NESTING = 30
+"""Brackets nested deeper are not looked into."""
+
 PROSE = 3
 """So many words make a sentence."""
 
@@ -295,7 +298,7 @@ def compare_math(gold: str, answer: str, tolerance: Fraction = TOLERANCE) -> boo
         return True
     if (a is not None and not _may_be_number(answer)) or (b is not None and not _may_be_number(gold)):
         return False
-    if _HOPELESS.search(gold) or _HOPELESS.search(answer):
+    if _hopeless(gold) or _hopeless(answer):
         return False
     return compare_parts(gold, answer, partial(compare_math, tolerance=tolerance))
 
@@ -311,12 +314,20 @@ def _number(text: str) -> Number | None:
     return read_number(text) or only_number(text)
 
 
+_BRACKET = re.compile(r"[()\[\]{}]")
 _HOPELESS = re.compile(
-    r"(?:[(\[{|][^)\]}|]{0,20}){30}"  # thirty brackets opened one after the other
-    r"|(?:\d\s*(?:\^|\*\*)[\s{(]*){3}|\d\d\s*(?:\^|\*\*)[\s{(]*\d\d+\s*(?:\^|\*\*)"  # towers of powers
+    r"(?:\d\s*(?:\^|\*\*)[\s{(]*){3}|\d\d\s*(?:\^|\*\*)[\s{(]*\d\d+\s*(?:\^|\*\*)"  # towers of powers
     r"|!!|\d\s*\)\s*!"  # factorials of formulas
 )
-"""No engine comes to an end with these, and nobody answers so."""
+
+
+def _hopeless(text: str) -> bool:
+    """Whether no engine would come to an end with `text`, which nobody would answer."""
+    depth = deepest = 0
+    for sign in _BRACKET.findall(text):
+        depth = max(0, depth + (1 if sign in "([{" else -1))
+        deepest = max(deepest, depth)
+    return deepest > MAX_NESTING or bool(_HOPELESS.search(text))
 
 
 def _may_be_number(text: str) -> bool:
