@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,6 +14,7 @@ from restmcts.errors import TaskError
 from restmcts.tasks import TASKS, get_task
 from restmcts.tasks.load import load_problems
 from restmcts.tasks.sets import FOLDER, SETS, find_set, set_name
+from tests.test_tasks_equivalent import AT_TWO_DECIMALS, DISAGREEMENTS
 
 # Rows with the columns that each set has on the hub.
 HUB_ROWS = {
@@ -198,3 +200,14 @@ def test_worked_solutions_state_the_right_answer(shared_data, monkeypatch):
     found = {problem.id: (problem, task.find_answer(problem.solution)) for problem in load_problems("math500")}
     wrong = {id for id, (problem, answer) in found.items() if not task.grade(problem.answer, answer)}
     assert wrong == {"math500-448"}
+
+
+def test_the_documentation_lists_every_set_and_every_rule():
+    page = (Path(__file__).parents[1] / "docs" / "grading.md").read_text(encoding="utf-8")
+    for name, wanted in SETS.items():
+        config = f":{wanted.config}" if wanted.config else ""
+        assert f"| {name} | {wanted.hub}{config}@{wanted.split} | {wanted.task} | {wanted.licence} |" in page
+    for rule in TASKS:
+        assert f"| `{rule}` |" in page
+    for case in (*DISAGREEMENTS, *AT_TWO_DECIMALS):
+        assert f"| {case} |" in page
