@@ -33,7 +33,9 @@ def solve_question(config: RunConfig, question: str) -> Tree:
     if not question.strip():
         raise ConfigError("the question is empty; write it in quotes")
     with OpenOnDemand(lambda: open_engines(config)) as engines:
-        return solve(Problem("question", question, task=config.task), engines(), config.search, seed=config.seed)
+        return solve(
+            Problem("question", question, task=config.task or "math"), engines(), config.search, seed=config.seed
+        )
 
 
 def print_solution(tree: Tree) -> None:

@@ -110,11 +110,15 @@ class RunConfig(Settings):
 
     policy: str | None = Field(default=None, description="`embedded`, a checkpoint folder, a hub id, or `scripted`")
     value: str | None = Field(default=None, description="first value model; unset: the policy's backbone, a new head")
-    problems: str | None = Field(default=None, description="questions to search on: a file or a hub data set")
+    problems: str | None = Field(
+        default=None, description="questions to search on: a file, a hub data set, or a name such as gsm8k"
+    )
     heldout: str | None = Field(default=None, description="questions to evaluate on; unset: no evaluation")
     worked: str | None = Field(default=None, description="worked examples (D_S0); unset: no warm start")
     generate: GenerateSettings | None = Field(default=None, description="a built-in set in place of the three above")
-    task: str = Field(default="math", description="what the questions are: how answers are found and graded")
+    task: str | None = Field(
+        default=None, description="how answers are found and graded; unset: the question set's own, else math"
+    )
     fields: dict[str, str] = Field(
         default_factory=dict, description="names in your files, e.g. {question: prompt, answer: target}"
     )

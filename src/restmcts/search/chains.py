@@ -30,7 +30,7 @@ def _chains(method: str, count: int, problem: Problem, settings: SearchSettings,
     `decided` when the chains left cannot change the answer (a setting), or `failed` when a failure cut a chain short.
     """
     tree = new_tree(problem, settings, seed, method)
-    votes = Votes(tree, settings, task, scored=False)
+    votes = Votes(tree, settings, task, usual_rule="majority", scored=False)
     waiting = [(0, count)]
     requests = 0
     try:
@@ -65,4 +65,4 @@ def _chains(method: str, count: int, problem: Problem, settings: SearchSettings,
         tree.stop = "decided" if waiting else "failed" if tree.failures else "done"
     except BudgetExhausted:
         tree.stop = "budget"
-    return conclude(tree, settings.answer_rule, task)
+    return conclude(tree, settings, task, usual_rule="majority")

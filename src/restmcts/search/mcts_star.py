@@ -54,7 +54,7 @@ def mcts_star(problem: Problem, settings: SearchSettings, seed: int, task: Task)
         search.tree.stop = yield from search.run()
     except BudgetExhausted:
         search.tree.stop = "budget"
-    return conclude(search.tree, settings.answer_rule, task)
+    return conclude(search.tree, settings, task, usual_rule="posterior")
 
 
 class _MctsStar:
@@ -82,7 +82,7 @@ class _MctsStar:
         self.spent = False
         self.calls = self.begun = self.ended = 0
         self.failures: Counter[str] = Counter()
-        self.votes = Votes(tree, settings, task, scored=True)
+        self.votes = Votes(tree, settings, task, usual_rule="posterior", scored=True)
 
     def run(self) -> Generator[Ask, Answer, str]:
         """All iterations; returns why the search ended."""
