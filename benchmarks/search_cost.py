@@ -1,6 +1,6 @@
 """What MCTS* and drive cost without any model: time and memory a node, in trees of any size and any number of them.
 
-The scripted engines reply at once with a step that is looked up; their share of the time is a figure of its own.
+The scripted engines reply at once with a step that is looked up; the time that takes is a figure of its own.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def run() -> list[Figure]:
             figures.append(Figure(f"{name}: in all", seconds, "s", aim=60.0))
             figures.append(Figure(f"{name}: memory a node", memory / nodes, "bytes"))
             figures.append(Figure(f"{name}: memory of the process", peak / 2**30, "GiB", aim=2.0))
-    figures.append(Figure("of a node's time, in the scripted engines", alone(engines_alone), "µs"))
+    figures.append(Figure("of a node's time, in the functions that stand in for models", alone(engines_alone), "µs"))
     return figures
 
 
@@ -56,6 +56,7 @@ def run() -> list[Figure]:
 def one_by_one(nodes: int, repeats: int) -> tuple[float, float]:
     """µs and bytes a node of trees of that size, searched one after the other."""
     search(3, 100, 1, [])  # what is loaded on first use is loaded
+    gc.collect()
     grown: list[Tree] = []
     _, seconds = timed(lambda: search(repeats, nodes, 1, grown))
     size = sum(map(len, grown))
@@ -65,6 +66,7 @@ def one_by_one(nodes: int, repeats: int) -> tuple[float, float]:
 def together(trees: int) -> tuple[int, float, int, int]:
     """Nodes, seconds, bytes for them and bytes in all, with all trees open at once and all of them kept."""
     search(3, TREE_OF, 1, [])  # what is loaded on first use is loaded
+    gc.collect()
     before = peak_memory()
     grown: list[Tree] = []
     _, seconds = timed(lambda: search(trees, TREE_OF, trees, grown))
@@ -72,7 +74,7 @@ def together(trees: int) -> tuple[int, float, int, int]:
 
 
 def engines_alone() -> float:
-    """µs that the scripted engines take for each node, measured by asking for what a search asks for."""
+    """µs that the functions behind the scripted engines take for each node of a search."""
     asked: list[tuple[Propose, int]] = []
 
     def note(request: Propose, seed: int) -> Sample | str:
@@ -95,7 +97,6 @@ def engines_alone() -> float:
 def search(trees: int, nodes: int, concurrency: int, grown: list[Tree], policy: ScriptedPolicy | None = None) -> None:
     task = get_task("math")
     iterations = max(1, round(nodes / _NODES_AN_ITERATION))
-    gc.collect()
     drive.run(
         (Problem(f"q{i}", "What is it?") for i in range(trees)),
         get_search("mcts_star"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -564,3 +565,14 @@ def test_token_ids_go_to_a_value_model_of_the_same_vocabulary_only(vocabulary, k
     assert seen == {(1, 2) if kept else None}
     assert tree.ids[1:] == [[1, 2]] * (len(tree) - 1)  # the tree keeps them either way
     assert tree.models["tokenizer"] == "v1"
+
+
+def test_the_garbage_collector_is_left_as_it_was():
+    before = gc.get_threshold()
+    seen = []
+    search(make(3), scripted_engines(), concurrency=1000, on_tree=lambda tree: seen.append(gc.get_threshold()))
+    assert seen == [(max(before[0], 100_000), *before[1:])] * 3
+    assert gc.get_threshold() == before
+    with pytest.raises(ConfigError):
+        search(make(3), Engines(load_scripted()[0]), concurrency=1000)
+    assert gc.get_threshold() == before

@@ -50,6 +50,17 @@ class Noise:
         return Scores(tuple(self.said[path_text(path)] for path in request.paths))
 
 
+class Telling(Noise):
+    """Noise that tells how probable each of its samples was."""
+
+    def __call__(self, request: Request) -> Reply:
+        reply = super().__call__(request)
+        if not isinstance(reply, Proposals):
+            return reply
+        share = {"step": 0.8, "end": 0.1, "length": 0.1}
+        return Proposals(tuple(Sample(s.step, s.finish, math.log(share[s.finish] / len(TEXTS))) for s in reply.samples))
+
+
 settings_strategy = st.builds(
     SearchSettings,
     iterations=st.integers(1, 12),
@@ -382,17 +393,31 @@ def test_the_posterior_is_decided_when_too_little_was_not_found(second, stop):
     assert (tree.final_answer, tree.stop) == ("7", stop)
 
 
+@pytest.mark.parametrize("engine", [Noise, Telling])
 @pytest.mark.parametrize("name", ["sample", "mcts_star"])
 @MANY
 @given(settings=settings_strategy, seed=st.integers(0, 2**32), failures=st.sampled_from([0.0, 0.2]))
-def test_what_is_decided_is_not_changed_by_more_search(name, settings, seed, failures):
+def test_what_is_decided_is_not_changed_by_more_search(name, engine, settings, seed, failures):
     def answer(**changes: object) -> Tree:
         changed = settings.model_copy(update={"stop_lead": None, **changes})
-        return play(SEARCHES[name](PROBLEM, changed, seed, TASK), Noise(seed, failures))
+        return play(SEARCHES[name](PROBLEM, changed, seed, TASK), engine(seed, failures))
 
     early, whole = answer(stop_decided=True), answer(stop_decided=False)
     assert len(early) <= len(whole)
     assert early.final_answer == whole.final_answer
+
+
+def test_with_advice_nothing_is_known_of_what_was_not_found():
+    said = Sample(Step("Answer: 7"), "end", math.log(0.9))
+    for critic, stop in ((False, "decided"), (True, "iterations")):
+        book = Book(
+            {"": [[said, "c"]], "c": [["d", "d"]], "c / d": [["e", "e"]]},
+            {"Answer: 7": 0.9, **dict.fromkeys("cde", 0.5)},
+        )
+        settings = SearchSettings(
+            iterations=3, branch=2, rollout_steps=0, stop_decided=True, threshold=2, self_critic=critic
+        )
+        assert play(SEARCHES["mcts_star"](PROBLEM, settings, 1, TASK), book).stop == stop
 
 
 # ---------------------------------------------------------------- several requests at once

@@ -47,8 +47,8 @@ RETRIES = 4
 """how often a request that failed for the moment is asked again"""
 FIRST_PAUSE = 0.25
 """seconds before the first retry; each further pause is twice as long, give or take half"""
-_COLLECT_AFTER = 100_000
-"""new objects between two looks of the garbage collector; some hundred for each of a thousand open trees"""
+_COLLECT_AFTER = 100
+"""new objects for each open tree between two looks of the garbage collector"""
 
 
 def run(
@@ -99,19 +99,19 @@ def run(
         except BaseExceptionGroup as failures:
             raise _first(failures) from None  # it stopped the others
 
-    with bill.watching(engines), _rare_collections():
+    with bill.watching(engines), _rare_collections(concurrency):
         _run(lanes())
 
 
 @contextmanager
-def _rare_collections() -> Iterator[None]:
+def _rare_collections(trees: int) -> Iterator[None]:
     """Let the garbage collector look less often: it looks at all open trees, and with thousands of them at little else.
 
     Nothing here needs it; what falls to it is found a little later.
     """
     before = gc.get_threshold()
     if before[0]:  # else it is switched off
-        gc.set_threshold(max(before[0], _COLLECT_AFTER), *before[1:])
+        gc.set_threshold(max(before[0], _COLLECT_AFTER * trees), *before[1:])
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -228,8 +229,7 @@ def search_all(
         owed = [problem for problem in problems if problem.id not in done]
         if not owed or not again:
             return searched
-        writer = None if path is None else JsonlWriter(path)
-        try:
+        with nullcontext() if path is None else closing(JsonlWriter(path)) as writer:
 
             def keep(tree: Tree) -> None:
                 if writer is not None:
@@ -248,9 +248,6 @@ def search_all(
                 account=account,
                 questions=len(problems),
             )
-        finally:
-            if writer is not None:
-                writer.close()
     return searched
 
 
