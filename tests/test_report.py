@@ -197,8 +197,13 @@ def test_runs_that_do_not_fit_are_refused(tmp_path: Path, run: Path):
     with pytest.raises(StoreError, match="named twice"):
         report.combine([run, run])
     other = make_run(tmp_path / "other", 1)
-    write_jsonl(other / "metrics.jsonl", [r for r in results.load_run(other).records if r["mode"] != "search"])
-    with pytest.raises(StoreError, match="different rounds"):
+    measured = [r for r in results.load_run(other).records if r["mode"] != "greedy"]
+    write_jsonl(other / "metrics.jsonl", measured)
+    text = report.combine([run, other])  # what both measured
+    assert "n = 400 answers" in text
+    assert "search − greedy" not in text
+    write_jsonl(run / "metrics.jsonl", [r for r in results.load_run(run).records if r["mode"] == "greedy"])
+    with pytest.raises(StoreError, match="nothing in common"):
         report.combine([run, other])
     with pytest.raises(StoreError, match="holds no results"):
         report.report(tmp_path)

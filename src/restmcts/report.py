@@ -71,14 +71,17 @@ def report(out: str | Path, console: Console | None = None) -> Path:
 def combine(outs: Sequence[str | Path], console: Console | None = None, target: Path | None = None) -> str:
     """One report over several runs (seeds); written to `target` where given. Returns its markdown.
 
-    Raises StoreError when a folder holds no results or the runs did not measure the same phases.
+    What not all of them measured is left out. Raises StoreError when a folder holds no results or nothing is common.
     """
     runs = [load_run(out) for out in outs]
     if len({run.out.resolve() for run in runs}) < len(runs):
         raise StoreError("a run is named twice; give each run folder once")
+    common = set.intersection(*(set(run.rows) for run in runs))
     for run in runs[1:]:
-        if run.rows.keys() != runs[0].rows.keys():
-            raise StoreError(f"{run.out} and {runs[0].out} measured different rounds; finish both, or leave one out")
+        if run.rows and not common:
+            raise StoreError(f"{run.out} and {runs[0].out} measured nothing in common; finish both, or leave one out")
+    for run in runs:  # what only some of them measured cannot be pooled
+        run.rows = {measured: rows for measured, rows in run.rows.items() if measured in common}
     tables = build(runs)
     text = markdown(f"{len(runs)} runs" if len(runs) > 1 else f"Run {runs[0].out.name}", tables)
     if target is not None:
