@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,17 @@ from restmcts.config import RunConfig
 from restmcts.console import Progress, number
 from restmcts.data import DATA_FILES
 from restmcts.engines import Engines
+from restmcts.engines.opening import SCRIPTED, Say, load_engines
 from restmcts.errors import ConfigError, StoreError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all
 from restmcts.job import Job, Kind, OpenOnDemand, models_and_files
-from restmcts.loop import Transformers
+from restmcts.loop import ModelTools
 from restmcts.seeds import derive_seed
 from restmcts.stages import LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.store import RunFolder, StageFolder, read_jsonl
 from restmcts.tasks.grade import Grader
 from restmcts.tasks.load import load_problems, write_problems
 from restmcts.types import Problem, Tree, Usage
-
-SCRIPTED = "scripted"
 
 # ---------------------------------------------------------------- one question
 
@@ -59,7 +59,7 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     problems = _problems(config, need_answer=False)
 
     def work(stage: StageFolder, job: Job) -> dict[str, Any]:
-        with OpenOnDemand(lambda: open_engines(config)) as engines:
+        with OpenOnDemand(lambda: open_engines(config, progress.say)) as engines:
             trees = search_all(
                 problems,
                 config.search.method,
@@ -71,9 +71,11 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
                 path=stage.path / TREES,
                 on_tree=job.watch(stage, len(problems)),
             )
+            kind = engines().kind
         answered = sum(tree.final_answer is not None for tree in trees)
         usage = asdict(sum((tree.usage for tree in trees), Usage()))
-        return {"problems": len(trees), "answered": answered, "nodes": sum(map(len, trees)), "usage": usage}
+        facts = {"problems": len(trees), "answered": answered, "nodes": sum(map(len, trees))}
+        return facts | {"usage": usage, "engine": kind}
 
     metrics = _stage(
         config, out, progress, work, settings=_asked(config), inputs={"problems": config.problems, **_models(config)}
@@ -146,8 +148,9 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     if "search" in methods and config.value is None and config.policy != SCRIPTED:
         methods.remove("search")
         progress.say("search is not measured: it needs --value")
-    with RunFolder(out) as folder, Grader() as grader, OpenOnDemand(lambda: open_engines(config)) as engines, progress:
-        job = Job(config, folder, grader, progress, Transformers(config))
+    opening = partial(open_engines, config, progress.say)
+    with RunFolder(out) as folder, Grader() as grader, OpenOnDemand(opening) as engines, progress:
+        job = Job(config, folder, grader, progress, ModelTools(config, progress.say))
         for mode in methods:
             search = greedy(config.evaluate.search) if mode == "greedy" else config.evaluate.search
             settings = {**_asked(config), "search": search.model_dump(mode="json")}
@@ -165,7 +168,7 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
                         folder=stage.path,
                         on_tree=job.watch(stage, len(problems)),
                     )
-                    stage.finish(result.summary())
+                    stage.finish({**result.summary(), "engine": engines().kind})
                     progress.finish()
                 assert stage.manifest is not None
                 print(_accuracy_line(mode, stage.manifest.metrics))
@@ -186,17 +189,11 @@ def write_generated(name: str, out: Path, **options: int) -> None:
 # ---------------------------------------------------------------- parts
 
 
-def open_engines(config: RunConfig, examples: Sequence[Problem] = ()) -> Engines:
-    """The policy and the value model of the settings; `scripted` is a pair that needs no model."""
+def open_engines(config: RunConfig, say: Say | None = None) -> Engines:
+    """The policy and the value model of the settings; `say` shows a line."""
     if config.policy is None:
         raise ConfigError("no policy; give --policy: embedded, a checkpoint folder, a hub id, or scripted")
-    if config.policy == SCRIPTED:
-        from restmcts.engines.scripted import scripted_engines
-
-        return scripted_engines()
-    from restmcts.engines.transformers import load_engines
-
-    return load_engines(config.policy, config.value, config.prompt, config.engine, examples)
+    return load_engines(config.policy, config.value, config.prompt, config.engine, say=say)
 
 
 def read_trees(path: Path) -> list[Tree]:
@@ -229,7 +226,7 @@ def _stage(
             print(f"{out} is finished: nothing was run again")
             return stage.manifest.metrics
         with Grader() as grader, progress:
-            return stage.finish(work(stage, Job(config, folder, grader, progress, Transformers(config)))).metrics
+            return stage.finish(work(stage, Job(config, folder, grader, progress, ModelTools(config, progress.say)))).metrics
 
 
 def _problems(config: RunConfig, *, need_answer: bool) -> list[Problem]:

@@ -79,7 +79,9 @@ def search(
                 path=stage.path / TREES,
                 on_tree=on_tree,
             )
+            kind = engines().kind
         return {
+            "engine": kind,
             "questions": len(trees),
             "nodes": sum(map(len, trees)),
             "stops": dict(Counter(tree.stop for tree in trees)),
@@ -283,7 +285,7 @@ def _measure(
             folder=stage.path,
             on_tree=job.watch(stage, len(problems)),
         )
-        return result.summary()
+        return {**result.summary(), "engine": engines().kind}
 
     inputs = {"heldout": data.folder / DATA_FILES["heldout"], **models}
     if examples:
