@@ -13,7 +13,7 @@ from rich.console import Console
 
 from restmcts import report, results, tables
 from restmcts.errors import StoreError
-from restmcts.evaluate import Row
+from restmcts.evaluate import Row, read_rows
 from restmcts.metrics import ValuePoints, value_quality
 from restmcts.results import BASE, WARM
 from restmcts.store import write_jsonl
@@ -116,6 +116,18 @@ def test_an_interval_that_holds_zero_is_flagged(run: Path):
     line = next(line for line in text.splitlines() if "greedy: round 1 − warm start" in line)
     assert "+0.0 [" in line
     assert "**no**" in line
+
+
+def test_kinds_of_questions_stand_apart_where_the_set_names_them(run: Path):
+    assert "by kind" not in report.report(run).read_text()
+    kinds = [{"family": "easy"} if i % 4 == 0 else {"subject": "algebra", "level": 5} for i in range(200)]
+    problems = ({"id": f"q{i}", "question": f"question {i}", "extra": extra} for i, extra in enumerate(kinds))
+    write_jsonl(run / "data" / "heldout.jsonl", problems)
+    rows = read_rows(run / "round-1/evaluate/search/rows.jsonl")
+    easy = sum(row.correct for row in rows[::4])
+    assert "| easy | 50 | " in (text := report.report(run).read_text())
+    assert f" | {2 * easy:.1f} % | " in next(line for line in text.splitlines() if line.startswith("| easy"))
+    assert "| algebra | 150 | " in text
 
 
 def test_several_seeds_are_pooled_by_question(tmp_path: Path):

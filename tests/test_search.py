@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from typing import Any
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from restmcts.errors import ConfigError
 from restmcts.search import SEARCHES, SearchSettings, get_search
-from restmcts.search.nodes import add_samples, conclude, new_tree
+from restmcts.search.nodes import add_samples, conclude, new_tree, path_probabilities
 from restmcts.types import Critique, Failed, Proposals, Propose, Reply, Request, Sample, Scores, Step, Tree, Verdict
 from tests.playing import MANY, PROBLEM, TASK, Book, path_text, play, samples
 
@@ -61,7 +62,7 @@ settings_strategy = st.builds(
     max_depth=st.integers(1, 6),
     temperature=st.floats(0, 1),
     self_critic=st.booleans(),
-    answer_rule=st.sampled_from(["vote", "best"]),
+    answer_rule=st.sampled_from([None, "majority", "weighted", "posterior", "best"]),
     samples=st.integers(1, 6),
 )
 noise = {
@@ -228,7 +229,7 @@ def test_equal_samples_are_one_node_counted_as_often():
 # ---------------------------------------------------------------- the answer
 
 
-def answered(*leaves: tuple[str, float | None, int], rule: str) -> tuple[int | None, str | None]:
+def answered(*leaves: tuple[str, float | None, int], rule: Any) -> tuple[int | None, str | None]:
     """Result and answer of a tree with these leaves: answer, raw value, copies."""
     tree = new_tree(PROBLEM, SearchSettings(), 0, "test")
     for answer, value, copies in leaves:
@@ -236,7 +237,7 @@ def answered(*leaves: tuple[str, float | None, int], rule: str) -> tuple[int | N
         tree.raw_value[node], tree.copies[node] = value, copies
     tree.add(0, Step("open, and well thought of"))
     tree.raw_value[-1] = 1.0
-    conclude(tree, rule, TASK)
+    conclude(tree, SearchSettings(answer_rule=rule), TASK, usual_rule="majority")
     return tree.result, tree.final_answer
 
 
@@ -245,12 +246,15 @@ CASES: list[Any] = [
     ("best", [("7", 0.9, 1), ("8", 0.9, 5)], (1, "7")),  # earlier wins a tie
     ("best", [("7", None, 9), ("8", 0.0, 1)], (2, "8")),  # unknown is not worth more than known, however low
     ("best", [("7", None, 1), ("8", None, 1)], (1, "7")),
-    ("vote", [("7", 0.4, 1), ("8", 0.7, 1), ("7", 0.5, 1)], (3, "7")),  # the best leaf of the winner
-    ("vote", [("7", 0.4, 2), ("8", 0.7, 1)], (1, "7")),  # copies vote
-    ("vote", [("x", 0.4, 1), ("8", 0.7, 1), ("X", 0.5, 1)], (3, "X")),  # equal under task.key
-    ("vote", [("7", None, 2), ("8", None, 3), ("7", None, 2)], (1, "7")),  # nothing scored: majority
-    ("vote", [("7", None, 1), ("8", 0.9, 1), ("7", 0.5, 1)], (3, "7")),  # unscored: an average vote (0.7)
-    ("vote", [("7", 0.0, 1), ("8", 0.0, 1)], (1, "7")),
+    ("weighted", [("7", 0.4, 1), ("8", 0.7, 1), ("7", 0.5, 1)], (3, "7")),  # the best leaf of the winner
+    ("weighted", [("7", 0.4, 2), ("8", 0.7, 1)], (1, "7")),  # copies vote
+    ("weighted", [("x", 0.4, 1), ("8", 0.7, 1), ("X", 0.5, 1)], (3, "X")),  # equal under task.key
+    ("weighted", [("7", None, 2), ("8", None, 3), ("7", None, 2)], (1, "7")),  # nothing scored: majority
+    ("weighted", [("7", None, 1), ("8", 0.9, 1), ("7", 0.5, 1)], (3, "7")),  # unscored: an average vote (0.7)
+    ("weighted", [("7", 0.0, 1), ("8", 0.0, 1)], (1, "7")),
+    ("majority", [("7", 0.1, 2), ("8", 0.9, 1)], (1, "7")),
+    (None, [("7", 0.1, 2), ("8", 0.9, 1)], (1, "7")),  # the method's own
+    ("posterior", [("7", 0.1, 2), ("8", 0.9, 1)], (2, "8")),  # no probabilities: weighted
 ]
 
 
@@ -259,8 +263,29 @@ def test_the_answer(rule, leaves, expected):
     assert answered(*leaves, rule=rule) == expected
 
 
+@pytest.mark.parametrize(
+    ("chances", "expected"),
+    [
+        ((0.5, 0.3, 0.1), "8"),  # 0.5 · 0.4 < 0.3 · 0.7 + 0.1 · 0.5, though 7 is the likelier path
+        ((0.8, 0.1, 0.0), "7"),
+        ((0.008, 0.001, 0.0), "8"),  # too little is covered: weighted by value alone
+        ((0.8, 0.1, None), "8"),  # not all tell
+    ],
+)
+def test_the_posterior_is_probability_times_value(chances, expected):
+    tree = new_tree(PROBLEM, SearchSettings(), 0, "test")
+    first = tree.add(0, Step("a"), logprob=math.log(0.9))
+    for answer, value, chance in zip(("7", "8", "8"), (0.4, 0.7, 0.5), chances, strict=True):
+        logprob = None if chance is None else math.log(max(chance, 1e-9) / 0.9)
+        node = tree.add(first, Step(f"Answer: {answer}"), status="finished", answer=answer, logprob=logprob)
+        tree.raw_value[node] = value
+    conclude(tree, SearchSettings(answer_rule="posterior"), TASK, usual_rule="majority")
+    assert tree.final_answer == expected
+    assert math.isclose(path_probabilities(tree)[1] or 0, 0.9)
+
+
 def test_what_is_not_finished_is_never_the_answer():
-    assert answered(rule="vote") == (None, None)
+    assert answered(rule="weighted") == (None, None)
     assert answered(rule="best") == (None, None)
 
 

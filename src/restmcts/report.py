@@ -40,7 +40,14 @@ REPORT = "report.md"
 def build(runs: Sequence[RunResults]) -> list[Table]:
     """All tables of the report on one run, or on several seeds of it."""
     averaged = [value_table(runs), search_table(runs), training_table(runs), cost_table(runs)]
-    tables = [accuracy_table(runs), differences_table(runs), averaged[0], calibration_table(runs), *averaged[1:]]
+    tables = [
+        accuracy_table(runs),
+        differences_table(runs),
+        kinds_table(runs),
+        averaged[0],
+        calibration_table(runs),
+        *averaged[1:],
+    ]
     if len(runs) > 1:
         tables.insert(1, seeds_table(runs))
         for table in averaged:
@@ -153,6 +160,29 @@ def differences_table(runs: Sequence[RunResults]) -> Table:
             "Where the interval includes 0 (excludes 0: no), the data do not show a difference; where only p does not "
             "agree, there are too few questions to be sure."
         )
+    return table
+
+
+def kinds_table(runs: Sequence[RunResults]) -> Table:
+    """The last phase, kind of question by kind: where the models are good, and where search helps."""
+    columns = ["", "answers", "greedy", "search", "search − greedy"]
+    table = Table("Held-out accuracy by kind of question, at the end", columns)
+    last = max(phases(runs), default=BASE)
+    groups: dict[str, dict[str, list[bool]]] = {}
+    for mode in MODES:
+        for run in runs:
+            for row in run.rows.get((last, mode), ()):
+                if (kind := run.kinds.get(row.id)) is not None:
+                    groups.setdefault(kind, {}).setdefault(mode, []).append(row.correct)
+    if len(groups) < 2:
+        return table
+    for kind, found in sorted(groups.items()):
+        shares = [_ratio(sum(found.get(mode, ())), len(found.get(mode, ()))) for mode in MODES]
+        greedy, search = shares
+        gain = ABSENT if greedy is None or search is None else points(search - greedy, None)
+        answers = max(map(len, found.values()))
+        table.rows.append([kind, str(answers), *(ABSENT if x is None else percent(x) for x in shares), gain])
+    table.notes.append("One kind has few questions: its numbers are rough, and no interval is given.")
     return table
 
 

@@ -49,6 +49,7 @@ class _Row:
     pending: int
     fork: int = 1
     new: list[int] = field(default_factory=list)
+    logprob: float = 0.0
 
 
 class TransformersPolicy:
@@ -108,9 +109,10 @@ class TransformersPolicy:
             return
         hidden = self._kv.forward(0, [[row.pending] for row in self._rows])
         logits = self._model.lm_head(hidden).float()
-        for row, token in zip(self._rows, self._draw(logits[self._fork()]), strict=True):
+        for row, (token, logprob) in zip(self._rows, self._draw(logits[self._fork()]), strict=True):
             row.new.append(token)
             row.pending = token
+            row.logprob += logprob
             row.job.generated += 1
         for at in reversed(range(len(self._rows))):
             self._finish(at)
@@ -181,8 +183,11 @@ class TransformersPolicy:
             row.fork = 1
         return torch.tensor(source)
 
-    def _draw(self, logits: torch.Tensor) -> list[int]:
-        """One token per row: argmax at temperature 0, else by inverse CDF at the row's own uniform number."""
+    def _draw(self, logits: torch.Tensor) -> list[tuple[int, float]]:
+        """One token per row and its log-probability (at temperature 1, whatever it was drawn at).
+
+        It is the argmax at temperature 0, else drawn by inverse CDF at the row's own uniform number.
+        """
         temperature = torch.tensor([row.job.temperature for row in self._rows], device=logits.device)
         chosen = logits.argmax(dim=-1)
         if bool((temperature > 0).any()):
@@ -191,7 +196,8 @@ class TransformersPolicy:
             point = torch.tensor(uniform, device=logits.device)[:, None] * cdf[:, -1:]
             sampled = torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
             chosen = torch.where(temperature > 0, sampled, chosen)
-        return [int(token) for token in chosen.tolist()]
+        logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        return list(zip(chosen.tolist(), logprobs.tolist(), strict=True))
 
     def _finish(self, at: int) -> None:
         row, job = self._rows[at], self._rows[at].job
@@ -214,16 +220,16 @@ class TransformersPolicy:
         """The row's sample if it has ended."""
         if row.new[-1] in self._end_ids:
             new = row.new[:-1]
-            return Sample(Step(self.encoder.decode(new).strip(), tuple(new)), "end")
+            return Sample(Step(self.encoder.decode(new).strip(), tuple(new)), "end", row.logprob)
         delimiter = self.encoder.delimiter
         if delimiter[-1] in self._piece(row.new[-1]):
             text, found, rest = self.encoder.decode(row.new).lstrip().partition(delimiter)
             if found:
                 # A token that reaches into the next step cannot be kept as this step's: the text is.
                 ids = None if rest.strip() else tuple(row.new)
-                return Sample(Step(text.strip(), ids), "step")
+                return Sample(Step(text.strip(), ids), "step", row.logprob)
         if len(row.new) >= row.job.max_tokens:
-            return Sample(Step(self.encoder.decode(row.new).strip(), tuple(row.new)), "length")
+            return Sample(Step(self.encoder.decode(row.new).strip(), tuple(row.new)), "length", row.logprob)
         return None
 
     def _piece(self, token: int) -> str:

@@ -45,4 +45,4 @@ def _chains(method: str, count: int, problem: Problem, settings: SearchSettings,
         tree.stop = "failed" if tree.failures else "done"
     except BudgetExhausted:
         tree.stop = "budget"
-    return conclude(tree, settings.answer_rule, task)
+    return conclude(tree, settings, task, usual_rule="majority")

@@ -36,7 +36,7 @@ def mcts_star(problem: Problem, settings: SearchSettings, seed: int, task: Task)
         search.tree.stop = yield from search.run()
     except BudgetExhausted:
         search.tree.stop = "budget"
-    return conclude(search.tree, settings.answer_rule, task)
+    return conclude(search.tree, settings, task, usual_rule="posterior")
 
 
 class _MctsStar:

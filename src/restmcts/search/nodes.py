@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from statistics import fmean
 from typing import Literal
 
-from restmcts.search.settings import SearchSettings
+from restmcts.search.settings import AnswerRule, SearchSettings
 from restmcts.tasks import Task
 from restmcts.types import Failed, Finish, Problem, Proposals, Reply, Request, Score, Scores, Tree
+
+LEAST_COVERED = 0.01
+"""The share of the policy's probability that the finished leaves must cover for their own to count as votes."""
 
 Search = Generator[Request, Reply, Tree]
 """A running search: yields requests, is sent replies, returns its tree."""
@@ -92,27 +96,61 @@ def note_failure(tree: Tree, what: str, reply: Reply) -> None:
     tree.failures.append(f"{what}: {reply.reason if isinstance(reply, Failed) else f'got {type(reply).__name__}'}")
 
 
-def conclude(tree: Tree, rule: str, task: Task) -> Tree:
+def conclude(tree: Tree, settings: SearchSettings, task: Task, *, usual_rule: AnswerRule) -> Tree:
     """Choose the answer among the finished leaves; returns the tree. Where nothing finished there is no answer.
 
-    `vote`: leaves whose answers are equal under `task.key` add up their raw values, each times its copies; the result
-    is the best leaf of the winner. `best`: the leaf with the highest raw value. Earlier leaves win ties.
-    A leaf that V could not score votes like the average scored one and is the result only where no scored leaf can be;
-    where V was never asked, every leaf counts 1, and the vote is the majority of self-consistency.
+    With the rule `best` the answer is that of the highest-valued leaf. With the others, leaves whose answers are equal
+    under `task.key` add up their weights (see `leaf_weights`), and the result is the highest-valued leaf of the winner.
+    Earlier leaves win ties. `usual_rule` is the method's own, for settings that name none. A leaf that V could not
+    score is the result only where no scored leaf can be.
     """
     finished = tree.finished()
     if not finished:
         return tree
-    known = [v for n in finished if (v := tree.raw_value[n]) is not None]
-    usual = fmean(known) if known else 1.0
-    if rule == "vote":
+    rule = settings.answer_rule or usual_rule
+    if rule != "best":
+        weights = leaf_weights(tree, finished, rule)
         votes: dict[str, float] = {}
         keys = {n: task.key(tree.answer[n] or "") for n in finished}
-        for n, key in keys.items():
-            value = tree.raw_value[n]
-            votes[key] = votes.get(key, 0.0) + (usual if value is None else value) * tree.copies[n]
+        for n in finished:
+            votes[keys[n]] = votes.get(keys[n], 0.0) + weights[n]
         winner = max(votes, key=votes.__getitem__)
         finished = [n for n in finished if keys[n] == winner]
     tree.result = max(finished, key=lambda n: -1.0 if (v := tree.raw_value[n]) is None else v)
     tree.final_answer = tree.answer[tree.result]
     return tree
+
+
+def leaf_weights(tree: Tree, finished: Sequence[int], rule: AnswerRule) -> dict[int, float]:
+    """What each finished leaf counts for its answer.
+
+    - `majority`: how often it was sampled (self-consistency).
+    - `weighted`: that, times its value (SC + PRM).
+    - `posterior`: π(path) · V(path), the probability that the policy takes this very path, times its value. What is
+      counted with `weighted` is known exactly here, so it is not blurred by chance, nor by how the search divided its
+      samples. Of long solutions the few that are found are a vanishing part of what the policy might say, and their
+      probabilities differ by orders of magnitude for no reason that matters: where all leaves together have less than
+      `LEAST_COVERED`, and where the engine tells no probabilities, this is `weighted`.
+
+    A leaf that V could not score is worth as much as the average scored one; where V was never asked, every value is 1.
+    """
+    if rule == "majority":
+        return {n: float(tree.copies[n]) for n in finished}
+    known = [v for n in finished if (v := tree.raw_value[n]) is not None]
+    usual = fmean(known) if known else 1.0
+    values = {n: usual if (v := tree.raw_value[n]) is None else v for n in finished}
+    if rule == "posterior":
+        chances = path_probabilities(tree)
+        found = [chance for n in finished if (chance := chances[n]) is not None]
+        if len(found) == len(finished) and sum(found) >= LEAST_COVERED:
+            return {n: values[n] * chance for n, chance in zip(finished, found, strict=True)}
+    return {n: values[n] * tree.copies[n] for n in finished}
+
+
+def path_probabilities(tree: Tree) -> list[float | None]:
+    """π(path) of every node: how probable its steps are under the policy, at temperature 1. None where not all tell."""
+    logs: list[float | None] = [0.0]
+    for node in range(1, len(tree)):
+        above, own = logs[tree.parent[node]], tree.logprob[node]
+        logs.append(None if above is None or own is None else above + own)
+    return [None if log is None else math.exp(log) for log in logs]

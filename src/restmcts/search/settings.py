@@ -9,6 +9,9 @@ from pydantic import Field
 from restmcts.settings import Settings
 from restmcts.types import Budget
 
+AnswerRule = Literal["majority", "weighted", "posterior", "best"]
+"""See `nodes.leaf_weights`."""
+
 
 class SearchSettings(Settings):
     """How to look for a solution. One object serves all methods; each reads what it needs."""
@@ -37,8 +40,10 @@ class SearchSettings(Settings):
         default=False, description="ask the policy before each expansion whether it is done, and for advice"
     )
     critic_tokens: int = Field(default=48, ge=1, description="most tokens of one word of the self-critic")
-    answer_rule: Literal["vote", "best"] = Field(
-        default="vote", description="vote: finished leaves vote with their values; best: the highest-valued leaf"
+    answer_rule: AnswerRule | None = Field(
+        default=None,
+        description="how finished leaves make the answer: majority, weighted (by value), posterior (probability under "
+        "the policy × value) or best (highest value); unset: majority for sample, posterior for mcts_star",
     )
     samples: int = Field(default=8, ge=1, description="chains of the method `sample`")
     budget_tokens: int | None = Field(default=None, ge=1, description="most policy tokens for one question")

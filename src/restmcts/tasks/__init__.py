@@ -3,6 +3,7 @@
     load.py       rows -> problems (sources.py: rows of files and hub data sets; questions.py: which are the same)
     generate.py   the built-in sets (words.py: templates of word problems)
     answers.py    find, canonicalise and compare answers (numbers.py: numbers as they are written)
+    expressions.py  answers that are expressions: Countdown, Game of 24
     grade.py      the grader (symbolic.py: math-verify, in a process of its own)
 
 A task says how answers are found and compared. To add one, put an object with the members of `Task` into `TASKS`.
@@ -10,13 +11,13 @@ A task says how answers are found and compared. To add one, put an object with t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Protocol
+from typing import Any, Protocol
 
 from restmcts.errors import TaskError
-from restmcts.tasks import answers
+from restmcts.tasks import answers, expressions
 
 __all__ = ["TASKS", "AnswerTask", "Task", "get_task"]
 
@@ -26,6 +27,13 @@ class Task(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    def read_row(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A row of a question set with all that grading needs in its `answer`, and what solving needs in `question`.
+
+        Raises TaskError for a row of which that cannot be made.
+        """
+        ...
 
     def find_answer(self, text: str) -> str | None:
         """The final answer that `text` marks as such, None if it marks none."""
@@ -44,6 +52,10 @@ class Task(Protocol):
         ...
 
 
+def _as_it_is(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return row
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerTask:
     """A task whose answers are short texts with a known right one. See `Task`."""
@@ -52,6 +64,7 @@ class AnswerTask:
     compare: Callable[[str, str], bool | None]
     key: Callable[[str], str] = answers.key
     find_answer: Callable[[str], str | None] = answers.find_answer
+    read_row: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_it_is
 
     def grade(self, gold: str, answer: str) -> bool:
         """Whether `answer` is right, by a process-wide `grade.Grader`."""
@@ -63,12 +76,21 @@ class AnswerTask:
         return default_grader().symbolic(gold, answer)
 
 
+def _game(name: str, read_row: Callable[[Mapping[str, Any]], Mapping[str, Any]]) -> AnswerTask:
+    """A task whose answers are expressions of given numbers. See `expressions`."""
+    compare, key, find = expressions.compare_expression, expressions.key, expressions.find_expression
+    return AnswerTask(name, compare, key, find, read_row)
+
+
 TASKS: dict[str, Task] = {
     "math": AnswerTask("math", answers.compare_math),
     "numeric": AnswerTask("numeric", answers.compare_numeric),
     "exact": AnswerTask("exact", answers.compare_exact, key=answers.text_key),
+    "countdown": _game("countdown", expressions.countdown_row),
+    "game24": _game("game24", expressions.game24_row),
 }
-"""math: equal as mathematics (numbers, LaTeX, sets, …) · numeric: a number, not a computation · exact: equal text."""
+"""math: equal as mathematics (numbers, LaTeX, sets, …) · numeric: a number, not a computation · exact: equal text ·
+countdown, game24: an expression of given numbers that reaches a target (known answer: "27 from 30 79 60 76")."""
 
 
 def get_task(name: str) -> Task:

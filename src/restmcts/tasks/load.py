@@ -116,7 +116,16 @@ def _problem(
 ) -> tuple[Problem, bool]:
     """The problem of a row, and whether its id is its own."""
     used = {name: next((c for c in names if row.get(c) is not None), None) for name, names in columns.items()}
-    cells = {name: None if column is None else _cell(row[column], column, where) for name, column in used.items()}
+    own = {name: row[column] for name, column in used.items() if column is not None}
+    problem_task = _task(_cell(own["task"], "task", where) or task if "task" in own else task, where)
+    try:
+        read = problem_task.read_row({column: row[column] for column in row if column not in columns} | own)
+    except TaskError as error:
+        raise TaskError(f"{where}: {error}") from None
+    cells = {
+        name: _cell(read[name], column or name, where) if read.get(name) is not None else None
+        for name, column in used.items()
+    }
     question = cells["question"]
     if question is None:
         raise TaskError(
@@ -124,7 +133,6 @@ def _problem(
         )
     if not question.strip():
         raise TaskError(f"{where}: the question is blank; fill it in or remove the row")
-    problem_task = _task(cells["task"] or task, where)
     answer, solution = _answer(cells["answer"], cells["solution"], problem_task)
     if need_answer and answer is None:
         raise TaskError(f"{where}: no answer, and one is needed; add it, or name its column with fields.answer")
