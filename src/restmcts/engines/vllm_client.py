@@ -37,10 +37,10 @@ class VllmProcess:
     any event loop; a thread takes the replies. What vLLM prints goes to a file, named when something goes wrong.
     """
 
-    def __init__(self, options: dict[str, Any], environment: dict[str, str]) -> None:
-        self.model = str(options["model"])
-        """the checkpoint whose weights are loaded"""
-        self.asleep = False
+    def __init__(self, options: dict[str, Any], environment: dict[str, str], weights: str) -> None:
+        self.weights = weights
+        """names the weights that are loaded (a folder may get new ones)"""
+        self._asleep = False
         self._can_sleep = bool(options.get("enable_sleep_mode"))
         self._numbers = count(READY + 1)
         self._open: dict[int, Future[Any]] = {}
@@ -48,7 +48,8 @@ class VllmProcess:
         self._ended: EngineError | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="restmcts-vllm-")
         self._log = Path(self._folder.name, "log")
-        ready = self._open[READY] = Future()
+        ready: Future[Any] = Future()
+        self._open[READY] = ready
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 # -P: the script's folder is not searched for modules
@@ -63,6 +64,7 @@ class VllmProcess:
         self._reader.start()
         try:
             self.context: int = ready.result(START_SECONDS)["context"]
+            del self._open[READY]
         except TimeoutError:
             self.end()
             raise EngineError(f"vLLM did not start within {START_SECONDS:.0f} s; see engine.kind") from None
@@ -86,22 +88,21 @@ class VllmProcess:
         finally:
             self._open.pop(number, None)
 
-    def load(self, folder: str) -> None:
-        """Wake up, with the weights of another checkpoint of the same architecture if `folder` is one; may take long."""
-        todo = [("wake", None)] if self.asleep else []
-        todo += [("load", folder)] if folder != self.model else []
-        self.model = "" if len(todo) > self.asleep else self.model  # until it is done, nobody knows which
-        for kind, facts in todo:
-            number, reply = self._post(kind, facts)
-            reply.result()
-            del self._open[number]
-        self.model, self.asleep = folder, False
+    def load(self, folder: str, weights: str) -> None:
+        """Be ready to serve the checkpoint in `folder`, of the same architecture; may take long."""
+        if self._asleep:
+            self._do("wake")
+            self._asleep = False
+        if weights != self.weights:
+            self.weights = ""  # until it is done, nobody knows which
+            self._do("load", folder)
+            self.weights = weights
 
     async def sleep(self) -> None:
         """Give the GPU's memory back until the next `load`; a CPU's process just waits, which costs it no time."""
         if self._can_sleep:
             await self.ask("sleep")
-            self.asleep = True
+            self._asleep = True
 
     def end(self) -> None:
         """End the process and forget what it printed. May be called again."""
@@ -115,6 +116,13 @@ class VllmProcess:
         if threading.current_thread() is not self._reader:
             self._reader.join()
         self._folder.cleanup()
+
+    def _do(self, kind: str, facts: Any = None) -> None:
+        number, reply = self._post(kind, facts)
+        try:
+            reply.result()
+        finally:
+            del self._open[number]
 
     def _post(self, kind: str, facts: Any) -> tuple[int, Future[Any]]:
         number, reply = next(self._numbers), Future[Any]()
@@ -164,7 +172,9 @@ class VllmProcess:
         """Why it ended, with the place of a copy of all it printed."""
         code = self._process.wait()
         if code == -signal.SIGKILL:
-            return "vLLM was killed, most likely for lack of memory; lower engine.cache_mb, or set engine.kind=transformers"
+            return (
+                "vLLM was killed, most likely for lack of memory; lower engine.cache_mb or set engine.kind=transformers"
+            )
         if not reason:
             return f"vLLM has ended with exit code {code}; run the same command again, or set engine.kind=transformers"
         with tempfile.NamedTemporaryFile("wb", prefix="restmcts-vllm-", suffix=".log", delete=False) as kept:
@@ -175,26 +185,34 @@ class VllmProcess:
 # ---------------------------------------------------------------- one process from policy to policy
 
 _kept: tuple[str, VllmProcess] | None = None
+_failed: dict[str, EngineError] = {}
 
 
-def open_process(options: dict[str, Any], environment: dict[str, str], fits: str) -> VllmProcess:
-    """A process with the weights of `options["model"]`: the one that was kept if it `fits`, else a new one.
+def open_process(options: dict[str, Any], environment: dict[str, str], *, fits: str, weights: str) -> VllmProcess:
+    """A process that serves the checkpoint `options["model"]`: the one that was kept if it `fits`, else a new one.
 
-    `fits` says all that the weights must have in common to be exchanged in place.
+    `fits` says all that checkpoints must have in common for their weights to be exchanged in place; `weights` names
+    this checkpoint's. What could not start once is not tried again.
     """
     global _kept
     kept, _kept = _kept, None
     if kept is not None:
         if kept[0] == fits and kept[1].alive:
             try:
-                kept[1].load(str(options["model"]))
+                kept[1].load(str(options["model"]), weights)
                 return kept[1]
             except BaseException as error:
                 kept[1].end()
                 if not isinstance(error, EngineError):  # a new process may do what this one could not
                     raise
         kept[1].end()
-    return VllmProcess(options, environment)
+    if fits in _failed:
+        raise _failed[fits]
+    try:
+        return VllmProcess(options, environment, weights)
+    except EngineError as error:
+        _failed[fits] = error
+        raise
 
 
 def keep_process(process: VllmProcess, fits: str) -> None:
