@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,17 @@ from restmcts.config import RunConfig
 from restmcts.console import Progress, number
 from restmcts.data import DATA_FILES
 from restmcts.engines import Engines
+from restmcts.engines.opening import SCRIPTED, Say, load_engines
 from restmcts.errors import ConfigError, StoreError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all
 from restmcts.job import Job, Kind, OpenOnDemand, models_and_files, take_up_again
-from restmcts.loop import Transformers
+from restmcts.loop import ModelTools
 from restmcts.seeds import derive_seed
 from restmcts.stages import LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.store import RunFolder, StageFolder, read_jsonl
 from restmcts.tasks.grade import Grader
 from restmcts.tasks.load import load_problems, write_problems
 from restmcts.types import Problem, Tree
-
-SCRIPTED = "scripted"
 
 # ---------------------------------------------------------------- one question
 
@@ -61,7 +61,7 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
 
     def work(stage: StageFolder, job: Job) -> dict[str, Any]:
         account = job.account(stage)
-        with OpenOnDemand(lambda: open_engines(config)) as engines:
+        with OpenOnDemand(lambda: open_engines(config, progress.say)) as engines:
             found = search_all(
                 problems,
                 config.search.method,
@@ -74,10 +74,12 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
                 on_tree=job.watch(stage, len(problems), account),
                 account=account,
             )
+            kind = engines().kind
         return {
             "problems": found.trees,
             "answered": found.answered,
             **found.summary(),
+            "engine": kind,
             "speed": account.speed(),
         }
 
@@ -153,8 +155,9 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     if "search" in methods and config.value is None and config.policy != SCRIPTED:
         methods.remove("search")
         progress.say("search is not measured: it needs --value")
-    with RunFolder(out) as folder, Grader() as grader, OpenOnDemand(lambda: open_engines(config)) as engines, progress:
-        job = Job(config, folder, grader, progress, Transformers(config))
+    opening = partial(open_engines, config, progress.say)
+    with RunFolder(out) as folder, Grader() as grader, OpenOnDemand(opening) as engines, progress:
+        job = Job(config, folder, grader, progress, ModelTools(config, progress.say))
         for mode in methods:
             search = greedy(config.evaluate.search) if mode == "greedy" else config.evaluate.search
             settings = {**_asked(config), "search": search.model_dump(mode="json")}
@@ -175,7 +178,8 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
                         on_tree=job.watch(stage, len(problems), account),
                         account=account,
                     )
-                    stage.finish({**result.summary(), "speed": account.speed()})
+                    facts = {"engine": engines().kind, "speed": account.speed()}
+                    stage.finish({**result.summary(), **facts})
                     progress.finish()
                 assert stage.manifest is not None
                 print(_accuracy_line(mode, stage.manifest.metrics))
@@ -197,17 +201,11 @@ def write_generated(name: str, out: Path, **options: int) -> None:
 # ---------------------------------------------------------------- parts
 
 
-def open_engines(config: RunConfig, examples: Sequence[Problem] = ()) -> Engines:
-    """The policy and the value model of the settings; `scripted` is a pair that needs no model."""
+def open_engines(config: RunConfig, say: Say | None = None) -> Engines:
+    """The policy and the value model of the settings; `say` shows a line."""
     if config.policy is None:
         raise ConfigError("no policy; give --policy: embedded, a checkpoint folder, a hub id, or scripted")
-    if config.policy == SCRIPTED:
-        from restmcts.engines.scripted import scripted_engines
-
-        return scripted_engines()
-    from restmcts.engines.transformers import load_engines
-
-    return load_engines(config.policy, config.value, config.prompt, config.engine, examples)
+    return load_engines(config.policy, config.value, config.prompt, config.engine, say=say)
 
 
 def read_trees(path: Path) -> list[Tree]:
@@ -237,13 +235,14 @@ def _stage(
 ) -> dict[str, Any]:
     """Do the one stage that folder `out` holds, or find it done; returns its metrics."""
     named, files = models_and_files(inputs)
+    tools = ModelTools(config, progress.say)
     with RunFolder(out) as folder, folder.stage(".", settings={**settings, **named}, inputs=files) as stage:
         take_up_again(stage, config.stage_budget.budget())
         if stage.manifest is not None:
             print(f"{out} is finished: nothing was run again")
             return stage.manifest.metrics
         with Grader() as grader, progress:
-            return stage.finish(work(stage, Job(config, folder, grader, progress, Transformers(config)))).metrics
+            return stage.finish(work(stage, Job(config, folder, grader, progress, tools))).metrics
 
 
 def _problems(config: RunConfig, *, need_answer: bool) -> list[Problem]:

@@ -29,7 +29,7 @@ OnStep = Callable[[int, int, float, int], None]
 
 
 class Tools(Protocol):
-    """What a run needs of models: open them, train them. `loop.Transformers` is the built-in one."""
+    """What a run needs of models: open them, train them. `loop.ModelTools` is the built-in one."""
 
     def load_engines(self, policy: str | Path, value: str | Path | None, examples: Sequence[Problem]) -> Engines:
         """Open a pair of models; `examples` are shown to the policy before each question."""

@@ -79,7 +79,8 @@ def search(
                 on_tree=on_tree,
                 account=account,
             )
-        return {"questions": found.trees, **found.summary(), "speed": account.speed()}
+            kind = engines().kind
+        return {"questions": found.trees, **found.summary(), "engine": kind, "speed": account.speed()}
 
     asked = {"bootstrap": config.warm_start.bootstrap} if k == WARM else {}
     return job.stage(
@@ -283,7 +284,7 @@ def _measure(
             on_tree=job.watch(stage, len(problems), account),
             account=account,
         )
-        return {**result.summary(), "speed": account.speed()}
+        return {**result.summary(), "engine": engines().kind, "speed": account.speed()}
 
     inputs = {"heldout": data.folder / DATA_FILES["heldout"], **models}
     if examples:

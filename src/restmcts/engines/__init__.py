@@ -53,6 +53,8 @@ class Engines:
 
     policy: PolicyEngine
     value: ValueEngine | None = None
+    kind: str | None = None
+    """which of `opening.ENGINES` serves them; None when they were put together by hand"""
 
     async def close(self) -> None:
         await self.policy.close()

@@ -19,6 +19,7 @@ from restmcts.engines.kv import ATTENTION, Chain, PrefixModel, Rows
 from restmcts.engines.settings import EngineSettings
 from restmcts.engines.worker import Letter, Mailbox, Worker
 from restmcts.errors import EngineError
+from restmcts.models import configured_ends
 from restmcts.seeds import derive_seed
 from restmcts.types import Critique, Path, Problem, Proposals, Propose, Sample, Step, Usage, Verdict
 
@@ -68,7 +69,7 @@ class TransformersPolicy:
         self._rows: list[_Row] = []
         self._pieces: dict[int, str] = {}
         self._context = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
-        self._end_ids = encoder.end_ids | _configured_ends(model)
+        self._end_ids = encoder.end_ids | configured_ends(model.generation_config)
         self._worker = Worker.of(str(model.device))
         self._mail = Mailbox(self._worker)
         self._worker.add(self)
@@ -256,8 +257,3 @@ def _fits(request: Any, room: int) -> bool:
 def _uniform(seed: int, index: int, position: int) -> float:
     """A number in [0, 1) that depends on the sample's identity and the token's position alone."""
     return derive_seed(seed, index, position) / (1 << 63)
-
-
-def _configured_ends(model: Any) -> frozenset[int]:
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset([ends] if isinstance(ends, int) else ends or [])

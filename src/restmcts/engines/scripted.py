@@ -144,6 +144,11 @@ def scripted_engines(*, latency: float = 0.0, order: int = 0) -> Engines:
     return Engines(*load_scripted(latency=latency, order=order))
 
 
+def load_engines(*_: object) -> Engines:
+    """The pair, whatever models, prompt and settings are asked for (see `opening.ENGINES`)."""
+    return scripted_engines()
+
+
 def solve_step(request: Propose, seed: int) -> Sample | str:
     """The next step of working out the question's expression, at times with a mistake.
 
