@@ -12,13 +12,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import rewards, search_cost
+from benchmarks import rewards, search_cost, training
 from benchmarks.common import Benchmark, machine, table
 from restmcts.files import write_json
 
 BENCHMARKS: dict[str, Benchmark] = {
     "search_cost": search_cost.run,
     "rewards": rewards.run,
+    "training": training.run,
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import rewards, search_cost
+from benchmarks import rewards, search_cost, training
 from benchmarks.common import Figure, short, table
 from tests.adder import problem
 
@@ -57,3 +57,13 @@ def test_trees_to_label_are_verified_at_every_leaf():
     parent, correct = rewards.random_tree(50, 1)
     assert len(parent) == len(correct) == 50
     assert all((verdict is None) == (node in parent) for node, verdict in enumerate(correct))
+
+
+def test_training_is_measured_in_every_layout(tiny_model_dir: Path, monkeypatch, one_thread):
+    pytest.importorskip("peft")
+    monkeypatch.setattr("restmcts.models.embedded_model", lambda: tiny_model_dir)
+    monkeypatch.setattr(training, "QUESTIONS", 3)
+    figures = {figure.name: figure for figure in training.run()}
+    assert all(figure.value > 0 for figure in figures.values())
+    aims = {name: figure.aim for name, figure in figures.items() if figure.aim is not None}
+    assert aims == {"value training: packed ÷ per prefix": training.AIM}

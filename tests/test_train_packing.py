@@ -19,9 +19,9 @@ from transformers import TrainingArguments
 from restmcts.models import load_causal, load_token_classifier
 from restmcts.train.common import Precision, add_lora, prepare
 from restmcts.train.packing import IGNORED, Example, Plan, pack, pack_step, plan_steps
-from restmcts.train.policy import _PolicyTrainer
+from restmcts.train.policy import PolicyTrainer
 from restmcts.train.settings import Training, ValueTraining
-from restmcts.train.value import _ValueTrainer
+from restmcts.train.value import ValueTrainer
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -140,8 +140,8 @@ def trainer_of(kind: str, model: Any, units: list[list[Example]], folder: Path, 
         "blocked": blocked,
     }
     if kind == "policy":
-        return _PolicyTrainer(**options, shift=True, label_dtype=torch.long)
-    return _ValueTrainer(**options, shift=False, label_dtype=torch.float32, settings=ValueTraining())
+        return PolicyTrainer(**options, shift=True, label_dtype=torch.long)
+    return ValueTrainer(**options, shift=False, label_dtype=torch.float32, settings=ValueTraining())
 
 
 def one_by_one(kind: str, model: Any, units: list[list[Example]]) -> torch.Tensor:

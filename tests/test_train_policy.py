@@ -128,6 +128,12 @@ def test_the_checkpoint_keeps_the_dtype_of_the_base(tmp_path: Path) -> None:
         assert mean_loss(tmp_path / method) < mean_loss(base)
 
 
+def test_a_float32_base_may_be_trained_in_bfloat16(tiny_model_dir: Path, tmp_path: Path) -> None:
+    run(tiny_model_dir, tmp_path / "out", QUICK.model_copy(update={"precision": "bfloat16"}))
+    assert mean_loss(tmp_path / "out") < mean_loss(tiny_model_dir)
+    assert {tensor.dtype for tensor in weights(tmp_path / "out").values()} == {torch.float32}
+
+
 def test_equal_seeds_give_equal_weights(tiny_model_dir: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         run(tiny_model_dir, tmp_path / name, seed=seed)

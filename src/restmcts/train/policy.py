@@ -67,7 +67,7 @@ def train_policy(
         model, blocked = prepare(model, precision)
         if settings.method == "lora":
             model = add_lora(model, settings, seed, task_type="CAUSAL_LM")
-        trainer = _PolicyTrainer(
+        trainer = PolicyTrainer(
             model=model,
             args=on_one_device(TrainingArguments(**training_arguments(settings, plan, out, seed, precision.mixed))),
             processing_class=tokenizer,
@@ -97,7 +97,7 @@ def _nothing(rows: int, settings: PolicyTraining) -> str:
     return "there are no correct traces to train the policy on: search more questions, longer, or easier ones"
 
 
-class _PolicyTrainer(StepTrainer):
+class PolicyTrainer(StepTrainer):
     """Cross-entropy of the solutions' tokens."""
 
     def pass_loss(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

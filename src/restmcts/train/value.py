@@ -72,7 +72,7 @@ def train_value(
         model.score.float()  # so that the copy peft trains is float32 too
         if settings.method == "lora":
             model = add_lora(model, settings, seed, task_type="TOKEN_CLS", modules_to_save=["score"])
-        trainer = _ValueTrainer(
+        trainer = ValueTrainer(
             model=model,
             args=on_one_device(TrainingArguments(**training_arguments(settings, plan, out, seed, precision.mixed))),
             processing_class=tokenizer,
@@ -145,7 +145,7 @@ def value_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
     return (z.sigmoid() - labels).square() @ weights
 
 
-class _ValueTrainer(StepTrainer):
+class ValueTrainer(StepTrainer):
     def __init__(self, *, settings: ValueTraining, **options: Any) -> None:
         super().__init__(**options)
         self.settings = settings
