@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,29 @@ def test_cancelled_requests_leave_no_row_running(tiny_model_dir: Path) -> None:
         return len(policy._rows), len(reply.samples)
 
     assert asyncio.run(cancel()) == (0, 1)
+
+
+def test_a_search_cut_short_leaves_no_row_running_and_busy_stands_still(tiny_model_dir: Path) -> None:
+    policy = load_policy(tiny_model_dir, PromptSettings(), SETTINGS)
+
+    async def cut() -> None:
+        async with asyncio.timeout(0.2), asyncio.TaskGroup() as group:
+            for i in range(6):  # more than there is room for
+                group.create_task(policy.propose(propose(n=4, seed=i, max_tokens=900)))
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(cut())
+    deadline = time.monotonic() + 20
+    while (policy._rows or policy._mail.taken or len(policy._mail)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (len(policy._rows), len(policy._mail.taken), len(policy._mail)) == (0, 0, 0)
+    assert policy._kv.length == []
+    time.sleep(0.1)
+    busy = policy.busy_seconds
+    assert busy > 0.05
+    time.sleep(0.1)
+    assert policy.busy_seconds == busy
+    asyncio.run(policy.close())
 
 
 def test_a_failing_model_reaches_every_caller(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

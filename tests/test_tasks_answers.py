@@ -308,7 +308,8 @@ def test_same_number_is_symmetric(a, b):
 
 
 def test_tasks_by_name():
-    assert set(TASKS) == {"math", "numeric", "exact", "countdown", "game24"}
+    assert set(TASKS) == {"math", "numeric", "exact", "choice", "scibench", "theoremqa", "countdown", "game24"}
+    assert get_task("gsm8k") is get_task("GSM_Hard") is TASKS["numeric"]
     for name, task in TASKS.items():
         assert get_task(name) is task
         assert task.name == name

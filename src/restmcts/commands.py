@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,14 @@ from restmcts.engines import Engines
 from restmcts.engines.opening import SCRIPTED, Say, load_engines
 from restmcts.errors import ConfigError, StoreError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all
-from restmcts.job import Job, Kind, OpenOnDemand, models_and_files
+from restmcts.job import Job, Kind, OpenOnDemand, models_and_files, take_up_again
 from restmcts.loop import ModelTools
 from restmcts.seeds import derive_seed
 from restmcts.stages import LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.store import RunFolder, StageFolder, read_jsonl
 from restmcts.tasks.grade import Grader
 from restmcts.tasks.load import load_problems, write_problems
-from restmcts.types import Problem, Tree, Usage
+from restmcts.types import Problem, Tree
 
 # ---------------------------------------------------------------- one question
 
@@ -34,7 +33,9 @@ def solve_question(config: RunConfig, question: str) -> Tree:
     if not question.strip():
         raise ConfigError("the question is empty; write it in quotes")
     with OpenOnDemand(lambda: open_engines(config)) as engines:
-        return solve(Problem("question", question, task=config.task), engines(), config.search, seed=config.seed)
+        return solve(
+            Problem("question", question, task=config.task or "math"), engines(), config.search, seed=config.seed
+        )
 
 
 def print_solution(tree: Tree) -> None:
@@ -59,8 +60,9 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     problems = _problems(config, need_answer=False)
 
     def work(stage: StageFolder, job: Job) -> dict[str, Any]:
+        account = job.account(stage)
         with OpenOnDemand(lambda: open_engines(config, progress.say)) as engines:
-            trees = search_all(
+            found = search_all(
                 problems,
                 config.search.method,
                 config.search,
@@ -69,18 +71,23 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
                 seed=config.seed,
                 concurrency=config.engine.concurrency,
                 path=stage.path / TREES,
-                on_tree=job.watch(stage, len(problems)),
+                on_tree=job.watch(stage, len(problems), account),
+                account=account,
             )
             kind = engines().kind
-        answered = sum(tree.final_answer is not None for tree in trees)
-        usage = asdict(sum((tree.usage for tree in trees), Usage()))
-        facts = {"problems": len(trees), "answered": answered, "nodes": sum(map(len, trees))}
-        return facts | {"usage": usage, "engine": kind}
+        return {
+            "problems": found.trees,
+            "answered": found.answered,
+            **found.summary(),
+            "engine": kind,
+            "speed": account.speed(),
+        }
 
     metrics = _stage(
         config, out, progress, work, settings=_asked(config), inputs={"problems": config.problems, **_models(config)}
     )
     print(f"{metrics['problems']} trees, {metrics['answered']} with an answer: {out / TREES}")
+    _say_owed(metrics)
 
 
 def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Progress) -> None:
@@ -156,7 +163,9 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
             settings = {**_asked(config), "search": search.model_dump(mode="json")}
             named, files = models_and_files({"problems": config.problems, **_models(config)})
             with folder.stage(mode, settings={**settings, **named}, inputs=files) as stage:
+                take_up_again(stage, config.stage_budget.budget())
                 if not stage.done:
+                    account = job.account(stage)
                     result = evaluate(
                         problems,
                         search.method,
@@ -166,12 +175,15 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
                         seed=config.seed,
                         concurrency=config.engine.concurrency,
                         folder=stage.path,
-                        on_tree=job.watch(stage, len(problems)),
+                        on_tree=job.watch(stage, len(problems), account),
+                        account=account,
                     )
-                    stage.finish({**result.summary(), "engine": engines().kind})
+                    facts = {"engine": engines().kind, "speed": account.speed()}
+                    stage.finish({**result.summary(), **facts})
                     progress.finish()
                 assert stage.manifest is not None
                 print(_accuracy_line(mode, stage.manifest.metrics))
+                _say_owed(stage.manifest.metrics)
     print(f"rows and trees: {out}")
 
 
@@ -197,14 +209,16 @@ def open_engines(config: RunConfig, say: Say | None = None) -> Engines:
 
 
 def read_trees(path: Path) -> list[Tree]:
-    """The trees of a file. Raises StoreError naming the first that cannot be read."""
-    trees = []
+    """The trees of a file, the last one of each question. Raises StoreError naming the first that cannot be read."""
+    trees: dict[str, Tree] = {}
     for number_, record in enumerate(read_jsonl(path, skip_torn=True), start=1):
         try:
-            trees.append(Tree.from_record(record))
+            tree = Tree.from_record(record)
         except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{path}, record {number_}: {error}; search again, or mend the file") from None
-    return trees
+        trees.pop(tree.problem.id, None)
+        trees[tree.problem.id] = tree
+    return list(trees.values())
 
 
 Work = Callable[[StageFolder, Job], Mapping[str, Any]]
@@ -223,6 +237,7 @@ def _stage(
     named, files = models_and_files(inputs)
     tools = ModelTools(config, progress.say)
     with RunFolder(out) as folder, folder.stage(".", settings={**settings, **named}, inputs=files) as stage:
+        take_up_again(stage, config.stage_budget.budget())
         if stage.manifest is not None:
             print(f"{out} is finished: nothing was run again")
             return stage.manifest.metrics
@@ -256,7 +271,14 @@ def _file(path: Path, name: str) -> Path:
     return path
 
 
+def _say_owed(metrics: Mapping[str, Any]) -> None:
+    if metrics.get("owed"):
+        print(f"stage_budget is spent: {metrics['owed']} questions are owed; raise it and run the same command again")
+
+
 def _accuracy_line(mode: str, metrics: Mapping[str, Any]) -> str:
+    if not metrics["n"]:
+        return f"{mode:<7} not measured"
     low, high = metrics["interval"]
     right, n, usage = metrics["correct"], metrics["n"], metrics["usage"]
     tokens = f"{number(usage['policy_tokens'])} tokens generated, {number(usage['value_tokens'])} scored"

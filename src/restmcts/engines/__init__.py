@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from restmcts.engines.busy import Busy
 from restmcts.errors import EngineError
 from restmcts.types import Critique, Proposals, Propose, Score, Scores, Verdict
 
@@ -21,6 +22,10 @@ class PolicyEngine(Protocol):
     tokenizer_id: str | None
     """fingerprint of the vocabulary that `Step.ids` belong to; None for engines without token ids"""
 
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds so far in which at least one of its requests was being worked on (see `Busy`)."""
+
     async def propose(self, request: Propose) -> Proposals: ...
 
     async def critique(self, request: Critique) -> Verdict: ...
@@ -33,6 +38,9 @@ class ValueEngine(Protocol):
 
     identity: str
     tokenizer_id: str | None
+
+    @property
+    def busy_seconds(self) -> float: ...
 
     async def score(self, request: Score) -> Scores: ...
 
@@ -52,3 +60,6 @@ class Engines:
         await self.policy.close()
         if self.value is not None:
             await self.value.close()
+
+
+__all__ = ["Busy", "Engines", "PolicyEngine", "TransientError", "ValueEngine"]

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from restmcts.encoding import Encoder
+from restmcts.engines.busy import Busy
 from restmcts.engines.kv import ATTENTION, Chain, PrefixModel, Rows
 from restmcts.engines.settings import EngineSettings
 from restmcts.engines.worker import Letter, Mailbox, Worker
@@ -59,6 +60,7 @@ class TransformersPolicy:
         self.identity = identity
         self.encoder = encoder
         self.tokenizer_id: str | None = encoder.tokenizer_id
+        self.busy = Busy()
         model.set_attn_implementation(ATTENTION)
         self._model = model
         self._max_rows = settings.max_rows
@@ -81,6 +83,11 @@ class TransformersPolicy:
         text = reply.samples[0].step.text
         solved = text.lstrip("*\"' ").upper().startswith("SOLVED")
         return Verdict(solved, None if solved or not text else text, reply.usage)
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds in which a step of this model was being computed."""
+        return self.busy.seconds
 
     async def close(self) -> None:
         self._worker.remove(self)

@@ -18,7 +18,7 @@ from typing import Any
 
 from restmcts import models
 from restmcts.encoding import Encoder, PromptSettings
-from restmcts.engines import Engines
+from restmcts.engines import Busy, Engines
 from restmcts.engines.settings import EngineSettings
 from restmcts.engines.transformers import identify, load_value
 from restmcts.engines.vllm_client import VllmProcess, keep_process, open_process
@@ -45,6 +45,11 @@ class VllmPolicy:
         self._ends = ends
         self._stop = stop_rule(encoder, ends)
         self._closed = False
+        self._busy = Busy()
+
+    @property
+    def busy_seconds(self) -> float:
+        return self._busy.seconds
 
     async def propose(self, request: Propose) -> Proposals:
         ids = self.encoder.prompt(request.problem, request.advice)
@@ -82,7 +87,8 @@ class VllmPolicy:
             nothing = Sample(Step("", before), "length", logprob_before if before else None)
             return [nothing] * n, Usage(prompt_tokens=len(ids_now), requests=1)
         facts = {"ids": ids_now, "n": n, "seed": seed, "temperature": temperature, "max_tokens": room, "logprobs": 0}
-        reply = await self._process.ask("sample", facts | self._stop)
+        with self._busy:
+            reply = await self._process.ask("sample", facts | self._stop)
         drawn = [((*before, *new), logprob_before + logprob, reason) for new, reason, logprob in reply["samples"]]
         generated = sum(len(new) for new, *_ in drawn) - n * len(before)
         usage = Usage(generated, len(ids_now), reply["cached"], requests=1)

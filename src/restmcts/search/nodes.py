@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Sequence
 from statistics import fmean
-from typing import Literal
+from typing import Literal, TypeVar
 
 from restmcts.search.settings import AnswerRule, SearchSettings
 from restmcts.tasks import Task
-from restmcts.types import Failed, Finish, Problem, Proposals, Reply, Request, Score, Scores, Tree
+from restmcts.types import Answer, Ask, Failed, Finish, Problem, Proposals, Reply, Request, Score, Scores, Tree
 
 LEAST_COVERED = 0.01
 """The share of the policy's probability that the finished leaves must cover for their own to count as votes."""
 
-Search = Generator[Request, Reply, Tree]
+T = TypeVar("T")
+Search = Generator[Ask, Answer, Tree]
 """A running search: yields requests, is sent replies, returns its tree."""
+Phase = Generator[Request, Reply, T]
+"""A part of a search that asks one thing at a time."""
 
 
 def new_tree(problem: Problem, settings: SearchSettings, seed: int, method: str) -> Tree:
@@ -35,7 +38,7 @@ def add_samples(
     empty, ended the model's turn, was cut off at the token limit, or lies at the depth limit.
     """
     depth = len(tree.nodes_to(parent)) + 1
-    siblings = {_identity(tree, n): n for n in range(parent + 1, len(tree)) if tree.parent[n] == parent}
+    siblings = {(tree.text[n], tree.reason[n]): n for n in tree.children(parent)}
     nodes: dict[int, None] = {}
     for sample in reply.samples:
         text = sample.step.text
@@ -62,10 +65,6 @@ def add_samples(
     return list(nodes)
 
 
-def _identity(tree: Tree, node: int) -> tuple[str, str | None]:
-    return tree.text[node], tree.reason[node]
-
-
 def _why_dead(text: str, finish: Finish, depth: int, max_depth: int) -> str | None:
     if not text.strip():
         return "empty"
@@ -74,20 +73,33 @@ def _why_dead(text: str, finish: Finish, depth: int, max_depth: int) -> str | No
     return "depth" if depth >= max_depth else None
 
 
-def score_nodes(tree: Tree, nodes: Sequence[int]) -> Generator[Request, Reply, bool]:
-    """Ask V for those `nodes` that have no value yet and are not dead; returns whether V could be asked.
+def ask_all(requests: Sequence[Request]) -> Generator[Ask, Answer, Sequence[Reply | None]]:
+    """Ask several things at once; one alone is asked as it is. None stands for what the budget did not suffice for."""
+    if len(requests) == 1:
+        reply = yield requests[0]
+        assert not isinstance(reply, tuple)
+        return (reply,)
+    replies = yield tuple(requests)
+    assert isinstance(replies, tuple)
+    return replies
+
+
+def score_nodes(tree: Tree, nodes: Sequence[int]) -> Phase[bool]:
+    """Ask V for those `nodes`, siblings, that have no value yet and are not dead; returns whether V could be asked.
 
     A failure is recorded and leaves them without a value: None, which is not 0.
     """
     wanted = [n for n in nodes if tree.raw_value[n] is None and tree.status[n] != "dead"]
     if not wanted:
         return True
-    reply = yield Score(tree.problem, tuple(tree.path(n) for n in wanted))
+    above = {parent: tree.path(parent) for parent in {tree.parent[n] for n in wanted}}
+    reply = yield Score(tree.problem, tuple((*above[tree.parent[n]], tree.step(n)) for n in wanted))
     if not isinstance(reply, Scores):
         note_failure(tree, "score", reply)
         return False
     for node, value in zip(wanted, reply.values, strict=True):
-        tree.raw_value[node] = tree.value[node] = value
+        if tree.raw_value[node] is None:  # else another iteration in flight has asked too, and perhaps backed it up
+            tree.raw_value[node] = tree.value[node] = value
     return True
 
 

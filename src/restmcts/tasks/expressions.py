@@ -250,8 +250,9 @@ def find_expression(text: str) -> str | None:
 def countdown_row(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """A row with the whole game as its answer.
 
-    Target and numbers come from the columns `target` (or the answer) and `numbers` or `nums`, or from a list in the
-    question. Each number may be used at most once, unless the question says "exactly once" or "all the numbers".
+    Target and numbers come from the columns `target` (or the answer) and `numbers`, `nums` or `Puzzles`, or from a
+    list in the question. Each number may be used at most once, unless the question says "exactly once" or "all the
+    numbers".
     Raises TaskError where there is no target or no numbers.
     """
     return _game_row(row, target=None, every=None)
@@ -283,7 +284,7 @@ def _game_row(row: Mapping[str, Any], target: str | None, every: bool | None) ->
 
 
 def _given_numbers(row: Mapping[str, Any], question: str) -> tuple[Fraction, ...]:
-    given = next((row[column] for column in ("numbers", "nums") if row.get(column) is not None), None)
+    given = next((row[column] for column in ("numbers", "nums", "Puzzles") if row.get(column) is not None), None)
     listed = _LISTED.search(question)
     text = str(given) if given is not None else listed[0] if listed else question
     if not _NUMBERS.fullmatch(text):
