@@ -229,7 +229,7 @@ import asyncio, signal, time
 from restmcts.engines.vllm_client import keep_process, open_process
 process = open_process({{"model": "m"}}, {environment!r}, fits="f", weights="w")
 keep_process(process, "f")
-print(process._process.pid, flush=True)
+print(process._process.pid, process._folder.name, flush=True)
 if {how!r} != "exit":
     time.sleep(60)
 """
@@ -238,12 +238,13 @@ if {how!r} != "exit":
     ) as program:
         assert program.stdout is not None
         assert program.stderr is not None
-        pid = int(program.stdout.readline())
+        pid, folder = program.stdout.readline().split()
         if how != "exit":
             program.send_signal(getattr(signal, how))
         said = program.stderr.read()
         program.wait(20)
-    assert gone(pid)
+    assert gone(int(pid))
+    assert not Path(folder).exists()
     assert "KeyboardInterrupt" in said if how == "SIGINT" else said == ""
 
 

@@ -46,14 +46,15 @@ class VllmProcess:
         self._open: dict[int, Future[Any]] = {}
         self._lock = threading.Lock()
         self._ended: EngineError | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="restmcts-vllm-")
+        self._folder = tempfile.TemporaryDirectory(prefix="restmcts-vllm-", ignore_cleanup_errors=True)
         self._log = Path(self._folder.name, "log")
         ready: Future[Any] = Future()
         self._open[READY] = ready
+        script = Path(__file__).with_name("vllm_process.py")
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 # -P: the script's folder is not searched for modules
-                [sys.executable, "-P", str(Path(__file__).with_name("vllm_process.py")), json.dumps(options)],
+                [sys.executable, "-P", str(script), json.dumps(options), self._folder.name],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

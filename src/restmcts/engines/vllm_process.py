@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -21,13 +22,13 @@ READY = 0
 """the number of the first line, which says that requests can come, and of the line that says why none can"""
 
 
-def main(options: dict[str, Any]) -> None:
-    """Serve requests until standard input ends. `options` are vLLM's engine arguments."""
+def main(options: dict[str, Any], folder: str) -> None:
+    """Serve requests until standard input ends. `options` are vLLM's engine arguments, `folder` its temporary files."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints must not look like a reply
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
-    threading.Thread(target=_read, args=(inbox,), daemon=True).start()
+    threading.Thread(target=_read, args=(inbox, folder), daemon=True).start()
     try:
         server = Server(options, replies)
         server.say(READY, {"context": server.engine.model_config.max_model_len})
@@ -40,9 +41,10 @@ def main(options: dict[str, Any]) -> None:
         os._exit(1)
 
 
-def _read(inbox: queue.SimpleQueue[str]) -> None:
+def _read(inbox: queue.SimpleQueue[str], folder: str) -> None:
     for line in sys.stdin:
         inbox.put(line)
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)  # also in the middle of a start or of a step: nobody waits for the result
 
 
@@ -117,4 +119,4 @@ def _pack_again(model: Any) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[1]), sys.argv[2])
