@@ -129,7 +129,7 @@ def test_small_cache_changes_nothing(tiny_model_dir: Path, tiny_value_dir: Path)
     requests = [propose(PATH[:i], n=3, seed=i, temperature=0) for i in range(3)]
     wide = asyncio.run(closing(load_policy(tiny_model_dir, PromptSettings(), SETTINGS), *requests))
     narrow = asyncio.run(closing(load_policy(tiny_model_dir, PromptSettings(), tight), *requests))
-    assert [r.samples for r in wide] == [r.samples for r in narrow]
+    assert all(map(same_draws, wide, narrow))
     score = Score(PROBLEM, (PATH[:1], PATH))
     one = asyncio.run(closing(load_value(tiny_value_dir, PromptSettings(), SETTINGS), score))[0]
     other = asyncio.run(closing(load_value(tiny_value_dir, PromptSettings(), tight), score))[0]
