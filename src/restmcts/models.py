@@ -89,11 +89,15 @@ def quiet_transformers() -> None:
 
 
 def load_tokenizer(spec: str | Path) -> Any:
-    """The tokenizer of a model. Raises EngineError, on one line, when it cannot be had."""
+    """The tokenizer of a model, or of a folder that holds nothing else.
+
+    Raises EngineError, on one line, when it cannot be had.
+    """
     from transformers import AutoTokenizer
 
     quiet_transformers()
-    return _load(spec, AutoTokenizer.from_pretrained)
+    alone = (Path(spec) / "tokenizer_config.json").is_file()
+    return _load(spec, AutoTokenizer.from_pretrained, resolve=not alone)
 
 
 def load_causal(spec: str | Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu") -> Any:
@@ -161,10 +165,10 @@ def read_prompt(folder: str | Path) -> PromptSettings | None:
         raise EngineError(f"{path} is damaged ({type(error).__name__}); restore it or delete it") from None
 
 
-def _load(spec: str | Path, loader: Any, **options: Any) -> Any:
+def _load(spec: str | Path, loader: Any, *, resolve: bool = True, **options: Any) -> Any:
     from safetensors import SafetensorError
 
-    name = resolve_model(spec)
+    name = resolve_model(spec) if resolve else str(spec)
     try:
         return loader(name, trust_remote_code=False, **options)
     except MemoryError:

@@ -235,7 +235,7 @@ def _without_refused(asker: Asker, way: Way, post: Post) -> Way:
 def _named(said: str, body: Mapping[str, Any], way: Way) -> frozenset[str]:
     """The parameters that a refusal names; when it names none, all that are not in every server's tongue."""
     optional = (set(body) - {"model", "prompt", "messages", "temperature"}) | {"add_special_tokens"}
-    words = set("".join(c if c.isalnum() or c == "_" else " " for c in said).split())
+    words = set("".join(c if c.isalnum() or c == "_" else " " for c in said.lower()).split())
     named = {name for name in optional if name in words}
     if "n" in named and not any(f"{q}n{q}" in said for q in "'\"`"):
         named.discard("n")  # an n in a sentence

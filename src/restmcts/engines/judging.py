@@ -21,7 +21,7 @@ JUDGE_QUESTION = (
     "Reply with one whole number from 0 (it is wrong) to 10 (it is certainly right), and nothing else."
 )
 _SCORE = re.compile(
-    r"[\s*`\"']*(?:(?:score|rating)\s*[:=]\s*)?(\d{1,2}(?:\.\d{1,3})?)\s*(?:/\s*10)?[\s*`\"'.]*", re.IGNORECASE
+    r"[\s*`\"']*(?:(?:score|rating)\s*[:=]\s*)?([0-9]{1,2}(?:\.[0-9]{1,3})?)\s*(?:/\s*10)?[\s*`\"'.]*", re.IGNORECASE
 )
 _SAME = 1e-2
 """a difference that bfloat16 makes"""
