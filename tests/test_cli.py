@@ -123,6 +123,27 @@ def test_the_same_command_again_does_nothing_again(restmcts, problems):
     assert os.stat("found/trees.jsonl").st_mtime_ns == stamp
 
 
+def test_a_search_whose_stage_budget_is_spent_goes_on_when_it_is_raised(restmcts, problems):
+    command = (*SEARCH, "--problems", problems, "--set", "engine.concurrency=2")
+    whole = restmcts(*command, "--out", "whole")
+    limit = "stage_budget.policy_tokens"
+    first = restmcts(*command, "--out", "found", "--set", f"{limit}=120")
+    assert first.code == 0
+    trees, owed = first.out.splitlines()
+    assert 0 < int(trees.split()[0]) < 12
+    assert owed.startswith("stage_budget is spent: ")
+    assert restmcts("label", "found", "--out", "labels", "-q").code == 0
+    again = restmcts(*command, "--out", "found", "--set", f"{limit}=121")  # no room for more
+    assert again.out.splitlines()[1:] == [trees, owed]
+    last = restmcts(*command, "--out", "found")
+    assert last.out == whole.out.replace("whole", "found")
+    found = {record["id"]: record["text"] for record in read_jsonl("found/trees.jsonl")}  # the last one counts
+    assert found == {record["id"]: record["text"] for record in read_jsonl("whole/trees.jsonl")}
+    assert len(list(read_jsonl("found/trees.jsonl"))) > 12
+    restmcts("label", "found", "--out", "labels-again", "-q")
+    assert len(list(read_jsonl("labels-again/labels.jsonl"))) == 12
+
+
 def test_speed_settings_may_change_and_result_settings_may_not(restmcts, problems):
     command = (*SEARCH, "--problems", problems, "--out", "found")
     assert restmcts(*command).code == 0

@@ -89,7 +89,7 @@ def test_what_a_whole_run_needs():
         ("iterations=4", "unknown setting 'iterations'; did you mean 'search.iterations'?"),
         ("serch.iterations=4", "unknown setting 'serch'; did you mean 'search'?"),
         ("evaluate.search.alpa=1", "unknown setting 'evaluate.search.alpa'; did you mean 'evaluate.search.alpha'?"),
-        ("engine.xyz=1", "unknown setting 'engine.xyz'; the settings of engine are: device, dtype, "),
+        ("engine.xyz=1", "unknown setting 'engine.xyz'; the settings of engine are: kind, device, "),
         ("search.iterations=0", "search.iterations = 0: it must be greater than or equal to 1"),
         ("search.alpha=1.5", "search.alpha = 1.5: it must be less than or equal to 1"),
         ("search.iterations=many", "search.iterations = 'many': it must be a valid integer, unable to parse"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,9 @@ def test_samples_do_not_depend_on_batch_mates(tiny_model_dir: Path) -> None:
     (alone,) = asyncio.run(closing(load_policy(tiny_model_dir, PromptSettings(), SETTINGS), request))
     mates = [propose(PATH[: i % 3], n=1 + i % 5, seed=100 + i) for i in range(12)]
     crowd = asyncio.run(closing(load_policy(tiny_model_dir, PromptSettings(), SETTINGS), *mates, request, *mates))
-    assert crowd[12].samples == alone.samples
+    assert [(s.step, s.finish) for s in crowd[12].samples] == [(s.step, s.finish) for s in alone.samples]
+    for one, other in zip(crowd[12].samples, alone.samples, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
     assert [len(r.samples) for r in crowd] == [m.n for m in (*mates, request, *mates)]
     assert len({s.step.ids for s in alone.samples}) > 1, "samples of one request differ"
 
@@ -152,6 +155,29 @@ def test_cancelled_requests_leave_no_row_running(tiny_model_dir: Path) -> None:
         return len(policy._rows), len(reply.samples)
 
     assert asyncio.run(cancel()) == (0, 1)
+
+
+def test_a_search_cut_short_leaves_no_row_running_and_busy_stands_still(tiny_model_dir: Path) -> None:
+    policy = load_policy(tiny_model_dir, PromptSettings(), SETTINGS)
+
+    async def cut() -> None:
+        async with asyncio.timeout(0.2), asyncio.TaskGroup() as group:
+            for i in range(6):  # more than there is room for
+                group.create_task(policy.propose(propose(n=4, seed=i, max_tokens=900)))
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(cut())
+    deadline = time.monotonic() + 20
+    while (policy._rows or policy._mail.taken or len(policy._mail)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert (len(policy._rows), len(policy._mail.taken), len(policy._mail)) == (0, 0, 0)
+    assert policy._kv.length == []
+    time.sleep(0.1)
+    busy = policy.busy_seconds
+    assert busy > 0.05
+    time.sleep(0.1)
+    assert policy.busy_seconds == busy
+    asyncio.run(policy.close())
 
 
 def test_a_failing_model_reaches_every_caller(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

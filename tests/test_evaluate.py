@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from restmcts.account import Account
 from restmcts.engines import Engines
 from restmcts.errors import StoreError
-from restmcts.evaluate import ROWS, TREES, LiveGrader, evaluate, read_rows, value_points
+from restmcts.evaluate import ROWS, TREES, Evaluation, LiveGrader, evaluate, read_rows, spent_on, value_points
 from restmcts.search import SearchSettings
 from restmcts.store import read_jsonl
 from restmcts.tasks.grade import Grader
-from restmcts.types import Problem, Step, Tree
+from restmcts.types import Budget, Problem, Step, Tree
 from tests.adder import Adder, problem
 
 PROBLEMS = [problem(i) for i in range(8)]
@@ -80,6 +82,33 @@ def test_a_problem_that_is_done_is_not_searched_again(grader: Grader, tmp_path: 
     nobody = Adder(0.6, interrupt_after=0)
     again = evaluate(PROBLEMS, "mcts_star", SETTINGS, Engines(nobody, nobody), grader=grader, folder=tmp_path / "b")
     assert again.rows == resumed.rows
+
+
+def test_a_stage_cut_short_goes_on_when_its_budget_is_raised(grader: Grader, tmp_path: Path):
+    """In the end everything is as if the larger budget had been there from the start."""
+
+    def measure(folder: Path, tokens: int | None) -> tuple[Evaluation, Account]:
+        account = Account(Budget(policy_tokens=tokens), earlier=spent_on(folder / TREES))
+        found = evaluate(
+            PROBLEMS, "mcts_star", SETTINGS, adder(), grader=grader, folder=folder, concurrency=3, account=account
+        )
+        return found, account
+
+    whole, _ = measure(tmp_path / "a", None)
+    half, account = measure(tmp_path / "b", whole.usage.policy_tokens // 2)
+    assert 0 < half.n < 8
+    assert half.owed == half.summary()["owed"] > 8 - half.n
+    assert any(row.stop == "stage_budget" for row in half.rows)
+    again, _ = measure(tmp_path / "b", whole.usage.policy_tokens // 2)  # not raised: nothing is asked or lost
+    assert again.rows == half.rows
+    result, more = measure(tmp_path / "b", 10**6)
+    assert (result.owed, "owed" in result.summary()) == (0, False)
+    assert [dataclasses.replace(row, seconds=0) for row in result.rows] == [
+        dataclasses.replace(row, seconds=0) for row in whole.rows
+    ]
+    # What was spent on trees that were cut off is not forgotten.
+    spent = spent_on(tmp_path / "b" / TREES).policy_tokens
+    assert spent == account.count.policy_tokens + more.count.policy_tokens > whole.usage.policy_tokens
 
 
 def test_trees_of_other_questions_are_refused(grader: Grader, tmp_path: Path):

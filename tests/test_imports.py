@@ -19,7 +19,7 @@ LAYERS = [
     ["types", "errors", "settings", "seeds"],
     ["files", "lock", "store", "encoding", "metrics", "tables", "console", "shell"],
     ["tasks", "search", "rewards", "engines", "models"],
-    ["rows", "worked", "drive", "datasets", "train"],
+    ["rows", "worked", "account", "drive", "datasets", "train"],
     ["config", "evaluate", "results", "report"],
     ["job", "data", "stages", "loop"],
     ["api", "commands", "cli", "__main__", "__init__"],

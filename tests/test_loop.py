@@ -157,6 +157,26 @@ def test_speed_settings_may_change_and_rounds_may_be_added(tmp_path: Path):
     assert tools.calls == ["load round-1 0", "train policy", "train value", "load round-2 0"]
 
 
+def test_a_stage_budget_ends_stages_and_not_the_run(tmp_path: Path):
+    """What is found is trained on; raised later, the search goes on, and what was made from it is told apart."""
+    small = {"stage_budget": {"policy_tokens": 150}}
+    loop.run(config(tmp_path, rounds=1, **small), tools=AdderTools())
+    records = {record["stage"]: record for record in read_jsonl(tmp_path / "run" / "metrics.jsonl")}
+    assert records["round-1/search"]["metrics"]["owed"] > 0
+    assert records["round-1/search"]["usage"]["policy_tokens"] >= 150
+    assert records["round-1/search"]["speed"]["policy_tokens"] == records["round-1/search"]["usage"]["policy_tokens"]
+    assert records["round-1/evaluate/search"]["metrics"]["n"] < 10
+    text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "The budget of round-1/search left" in text
+    tools = AdderTools()
+    loop.run(config(tmp_path, rounds=1, **small), tools=tools)
+    assert tools.calls == []  # nothing is owed to the same budget
+    with pytest.raises(ConfigError, match="stage round-1/label was made from another trees of round-1"):
+        loop.run(config(tmp_path, rounds=1), tools=AdderTools())
+    found = list(read_jsonl(tmp_path / "run" / "round-1" / "search" / "trees.jsonl"))
+    assert len({record["id"] for record in found}) == 12
+
+
 def test_held_out_questions_never_train(tmp_path: Path):
     overlap = [problem(100), problem(101)]
     settings = config(tmp_path, rounds=0)

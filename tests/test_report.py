@@ -13,10 +13,10 @@ from rich.console import Console
 
 from restmcts import report, results, tables
 from restmcts.errors import StoreError
-from restmcts.evaluate import Row
+from restmcts.evaluate import Row, read_rows
 from restmcts.metrics import ValuePoints, value_quality
 from restmcts.results import BASE, WARM
-from restmcts.store import write_jsonl
+from restmcts.store import read_jsonl, write_jsonl
 from restmcts.types import Usage
 
 USAGE = asdict(Usage(1000, 5000, 4000, 700, 90, 12.5))
@@ -118,6 +118,18 @@ def test_an_interval_that_holds_zero_is_flagged(run: Path):
     assert "**no**" in line
 
 
+def test_kinds_of_questions_stand_apart_where_the_set_names_them(run: Path):
+    assert "by kind" not in report.report(run).read_text()
+    kinds = [{"family": "easy"} if i % 4 == 0 else {"subject": "algebra", "level": 5} for i in range(200)]
+    problems = ({"id": f"q{i}", "question": f"question {i}", "extra": extra} for i, extra in enumerate(kinds))
+    write_jsonl(run / "data" / "heldout.jsonl", problems)
+    rows = read_rows(run / "round-1/evaluate/search/rows.jsonl")
+    easy = sum(row.correct for row in rows[::4])
+    assert "| easy | 50 | " in (text := report.report(run).read_text())
+    assert f" | {2 * easy:.1f} % | " in next(line for line in text.splitlines() if line.startswith("| easy"))
+    assert "| algebra | 150 | " in text
+
+
 def test_several_seeds_are_pooled_by_question(tmp_path: Path):
     outs = [make_run(tmp_path / f"seed-{seed}", seed) for seed in range(3)]
     text = report.combine(outs, target=tmp_path / "all.md")
@@ -156,6 +168,23 @@ def test_few_questions_are_called_few(run: Path):
     assert "| 4 | 0 | 0.125 | **yes, but p ≥ 0.05** |" in line
 
 
+def test_the_cost_of_a_stage_in_cells(run: Path):
+    records = list(read_jsonl(run / "metrics.jsonl"))
+    (at,) = (i for i, r in enumerate(records) if r["stage"] == "round-1/search")
+    records[at]["metrics"]["owed"] = 3
+    records[at]["speed"] = {
+        "seconds": 50.0, "policy_tokens": 1000, "value_tokens": 700, "policy_busy": 40.0, "value_busy": 5.0
+    }  # fmt: skip
+    write_jsonl(run / "metrics.jsonl", records)
+    table = report.cost_table([results.load_run(run)])
+    cells = {cells[0]: cells for cells in table.rows}
+    shown = ["1 min 01 s", "1,000", "5,000", "80.0 %", "700", "90", "20", "80.0 % + 10.0 %", tables.ABSENT]
+    assert cells["round-1/search"][1:] == shown
+    assert cells["round-1/evaluate/greedy"][7:9] == ["16", tables.ABSENT]  # 1000 in 61 s; how busy is not known
+    assert cells["round-1/policy"][2:] == [tables.ABSENT] * 8
+    assert any("The budget of round-1/search left 3 questions" in note for note in table.notes)
+
+
 def test_settings_that_differ_are_named(tmp_path: Path):
     outs = [make_run(tmp_path / f"seed-{seed}", seed) for seed in range(2)]
     for seed, out in enumerate(outs):
@@ -168,8 +197,13 @@ def test_runs_that_do_not_fit_are_refused(tmp_path: Path, run: Path):
     with pytest.raises(StoreError, match="named twice"):
         report.combine([run, run])
     other = make_run(tmp_path / "other", 1)
-    write_jsonl(other / "metrics.jsonl", [r for r in results.load_run(other).records if r["mode"] != "search"])
-    with pytest.raises(StoreError, match="different rounds"):
+    measured = [r for r in results.load_run(other).records if r["mode"] != "greedy"]
+    write_jsonl(other / "metrics.jsonl", measured)
+    text = report.combine([run, other])  # what both measured
+    assert "n = 400 answers" in text
+    assert "search − greedy" not in text
+    write_jsonl(run / "metrics.jsonl", [r for r in results.load_run(run).records if r["mode"] == "greedy"])
+    with pytest.raises(StoreError, match="nothing in common"):
         report.combine([run, other])
     with pytest.raises(StoreError, match="holds no results"):
         report.report(tmp_path)

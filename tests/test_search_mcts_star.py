@@ -233,16 +233,19 @@ def test_a_value_model_that_is_gone_ends_the_search():
 def test_counts_and_ends_of_any_search(settings, seed, failures):
     tree = play(mcts_star(PROBLEM, settings, seed, TASK), Noise(seed, failures))
     finished = [tree.raw_value[n] for n in tree.finished()]
+    whole = settings.parallel == 1 or tree.stop not in ("threshold", "decided", "failed")  # nothing was in flight
     leaves = [n for n in range(len(tree)) if n not in tree.parent]
+    early = settings.stop_decided or settings.stop_lead is not None
     assert (tree.stop == "threshold") == any(v is not None and v >= settings.threshold for v in finished)
     assert 1 <= tree.visits[0] <= settings.iterations
     assert (tree.stop == "iterations") <= (tree.visits[0] == settings.iterations)
+    assert (tree.stop == "decided") <= (early and settings.answer_rule != "best" and bool(finished))
     if tree.stop == "exhausted":
         assert all(tree.status[n] != "open" for n in leaves)
     for node in range(len(tree)):
         below = [c for c in range(len(tree)) if tree.parent[c] == node and tree.status[c] != "finished"]
         assert sum(tree.visits[c] for c in below) <= tree.visits[node]
-        assert tree.visits[node] == 1 or tree.status[node] != "finished"
+        assert tree.visits[node] == 1 or tree.status[node] != "finished" or not whole
         assert tree.visits[node] == 0 or tree.status[node] != "dead"
-    if not failures:
+    if not failures and whole:
         assert all((tree.raw_value[n] is None) == (n == 0 or tree.status[n] == "dead") for n in range(len(tree)))

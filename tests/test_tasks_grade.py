@@ -120,12 +120,12 @@ def test_a_hopeless_comparison_is_given_up_in_time():
     with Grader(seconds=1) as short:
         short.symbolic("x", "x + 0")  # starts the engine
         began = time.monotonic()
-        assert short.grade(ask("x^2"), "9^{9^{9^{9}}}") is False
+        assert short.grade(ask("x^2"), r"\sum_{k=1}^{10^9} k!") is False
         assert time.monotonic() - began < 4
         assert (short.timeouts, short.crashes) == (1, 0)
         assert short.grade(ask("\\sqrt{8}"), "2\\sqrt{2}")  # by a new engine
         began = time.monotonic()
-        assert short.grade(ask("x^2"), "9^{9^{9^{9}}}") is False  # known by now
+        assert short.grade(ask("x^2"), r"\sum_{k=1}^{10^9} k!") is False  # known by now
         assert time.monotonic() - began < 0.1
 
 
@@ -138,7 +138,9 @@ def test_a_dead_engine_is_replaced(grader):
 
 
 def test_what_always_kills_the_engine_is_wrong(monkeypatch, tmp_path):
-    (tmp_path / "math_verify.py").write_text("import os\ndef parse(*_, **__): os.abort()\n")
+    (tmp_path / "math_verify.py").write_text(
+        "import os\nLatexExtractionConfig = ExprExtractionConfig = object\ndef parse(*_, **__): os.abort()\n"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with Grader() as fragile:
         assert fragile.grade(ask("x"), "x + 1") is False
@@ -222,31 +224,6 @@ def test_a_task_grades_by_itself():
 
 
 # ---------------------------------------------------------------- public data
-
-KNOWN_DISAGREEMENTS = {
-    "eq-31": "9 in a formula broken over lines is 9",
-    "eq-32": "9 in a formula broken over lines is 9",
-    "eq-133": "calls 0.33 equal to 1/3",
-    "eq-139": "calls 2.6667 equal to 8/3",
-    "eq-156": "a sentence with a number in it is no number",
-    "eq-186": "the same pair as eq-187, with an option that is off here",
-    "eq-190": "two boxes with rubbish between them are not one answer",
-    "eq-237": "two boxes with prose between them are not one answer",
-    "eq-247": "two boxes with prose between them are not one answer",
-    "eq-250": "two boxes with prose between them are not one answer",
-    "eq-253": "calls f(x) equal to f(y)",
-}
-
-
-@pytest.mark.slow
-def test_agreement_with_public_cases(shared_data, grader):
-    disagree = set()
-    for row in rows(shared_data, "answer_equivalence"):
-        gold, answer = (find_answer(row[side]) or row[side] for side in ("gold", "prediction"))
-        equal = row["equal"] and row.get("mathematically_equal", True)
-        if grader.grade(ask(gold), answer) is not equal:
-            disagree.add(row["id"])
-    assert disagree == KNOWN_DISAGREEMENTS.keys()
 
 
 @pytest.mark.parametrize("name", ["math500", "gsm8k_test", "gsm_hard", "svamp", "scibench", "theoremqa"])

@@ -76,7 +76,7 @@ def test_parquet(tmp_path):
         ("openai/gsm8k:main@test", ("openai/gsm8k", "main", "test")),
         ("openai/gsm8k:main", ("openai/gsm8k", "main", "train")),
         ("someone/set@train[:10]", ("someone/set", None, "train[:10]")),
-        ("gsm8k", ("gsm8k", None, "train")),
+        ("other", ("other", None, "train")),
     ],
 )
 def test_hub(monkeypatch, source, asked):

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytest.importorskip("torch")
 
@@ -14,14 +12,10 @@ import torch
 
 from restmcts.errors import TrainError
 from restmcts.train.common import (
-    IGNORED,
-    Example,
     Precision,
     add_lora,
-    collate,
     device_of,
     one_line_errors,
-    plan_batches,
     precision_of,
     prepare,
     round_to_bfloat16,
@@ -30,52 +24,6 @@ from restmcts.train.settings import PolicyTraining, Training, ValueTraining
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-# ---------------------------------------------------------------- batches
-
-
-@given(
-    st.lists(st.integers(1, 300), min_size=1, max_size=60),
-    st.integers(16, 600),
-    st.integers(16, 600),
-    st.integers(1, 3),
-    st.integers(0, 5),
-)
-def test_a_plan_holds_every_row_once_per_epoch(
-    lengths: list[int], batch: int, micro: int, epochs: int, seed: int
-) -> None:
-    settings = Training(batch_tokens=batch, micro_tokens=micro, epochs=epochs)
-    plan = plan_batches(lengths, settings, seed)
-    rows = [row for rows in plan.batches for row in rows]
-    assert len(rows) == epochs * len(lengths)
-    for epoch in range(epochs):
-        part = rows[epoch * len(lengths) : (epoch + 1) * len(lengths)]
-        assert sorted(part) == list(range(len(lengths)))
-    for members in plan.batches:
-        assert len(members) == 1 or len(members) * max(lengths[row] for row in members) <= min(batch, micro)
-    assert [row for i in range(plan.steps) for row in plan.step(i)] == rows
-    assert plan == plan_batches(lengths, settings, seed)
-
-
-def test_little_is_spent_on_padding() -> None:
-    lengths = [40 + (i * 7919) % 160 for i in range(300)]
-    plan = plan_batches(lengths, Training(batch_tokens=2048, epochs=2), 0)
-    padded = sum(len(rows) * max(lengths[row] for row in rows) for rows in plan.batches)
-    assert padded < 1.08 * 2 * sum(lengths)
-    assert plan.batches[: len(plan.batches) // 2] != plan.batches[len(plan.batches) // 2 :]
-
-
-def test_smaller_passes_keep_the_optimizer_step() -> None:
-    plan = plan_batches([100] * 64, Training(batch_tokens=1600, micro_tokens=400, epochs=1), 0)
-    assert (plan.accumulate, plan.steps, len(plan.step(0))) == (4, 4, 16)
-
-
-def test_collate_pads_on_the_right() -> None:
-    batch = collate([Example([5, 6, 7], [IGNORED, 6, 7]), Example([8], [IGNORED])], 9, torch.long)
-    assert batch["input_ids"].tolist() == [[5, 6, 7], [8, 9, 9]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert batch["labels"].tolist() == [[IGNORED, 6, 7], [IGNORED] * 3]
 
 
 # ---------------------------------------------------------------- models
@@ -123,7 +71,7 @@ def test_preparing_leaves_rotary_frequencies_in_float32(tmp_path: Path, dtype: t
     from restmcts.models import load_causal
 
     model = load_causal(tiny_model(tmp_path, dtype="bfloat16"))
-    model = prepare(model, Training(), Precision(dtype, torch.bfloat16, True), 100)
+    model, _ = prepare(model, Precision(dtype, torch.bfloat16, True))
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
     assert {buffer.dtype for buffer in model.buffers()} == {torch.float32}
 

@@ -20,9 +20,9 @@ from restmcts.engines.settings import EngineSettings
 from restmcts.engines.transformers import load_value
 from restmcts.errors import TrainError
 from restmcts.models import load_token_classifier, load_tokenizer, read_prompt
-from restmcts.train.common import IGNORED, Example
+from restmcts.train.packing import IGNORED
 from restmcts.train.settings import ValueTraining
-from restmcts.train.value import _encode_all, _forward, encode, score_traces, train_value, value_loss
+from restmcts.train.value import encode, score_traces, train_value, value_loss
 from restmcts.types import Problem, Score, Scores, Step
 from tests.tiny import tiny_model
 
@@ -92,56 +92,17 @@ def test_steps_beyond_the_longest_length_are_left_out(tiny_model_dir: Path) -> N
     assert encode(row, encoder, 3).ids == []
 
 
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_packed_traces_have_the_values_of_separate_ones(tiny_model_dir: Path, attention: str) -> None:
-    encoder = encoder_of(tiny_model_dir)
-    solutions = [["1 + 2 = 3", "Answer: 3"], ["1 + 2 = 3", "3 + 0 = 3", "Answer: 3"], ["Answer: 4"]]
-    rows = [ValueRow("p", "?", steps, [None] * len(steps), None, [0.5] * len(steps), []) for steps in solutions]
-    [packed] = _encode_all(rows, encoder, QUICK)
-    tokens = [len(encoder.trace(row.problem(), row.path(None)).ids) for row in rows]
-    assert len(packed.ids) < sum(tokens) - 2 * len(encoder.prompt(rows[0].problem())), "prompt and steps are shared"
-    torch.manual_seed(0)
-    model = load_token_classifier(tiny_model_dir, dtype="float32")
-    model.set_attn_implementation(attention)
-    separate = score_traces(model, encoder, [(row.problem(), row.path(None)) for row in rows])
-    other = Example([7, 8, 9], [0.0, IGNORED, 0.0])  # a plain row in the same batch
-    for batch in ([packed], [other, packed]):
-        [(order, values)] = _forward(model, batch, 0)
-        row = values[order.index(len(batch) - 1)]
-        found = sorted(row[at].item() for at, label in enumerate(packed.labels) if label != IGNORED)
-        assert found == pytest.approx(sorted({round(v, 6): v for one in separate for v in one}.values()), abs=1e-5)
-
-
-def test_rows_are_packed_up_to_the_longest_length(tiny_model_dir: Path) -> None:
-    encoder = encoder_of(tiny_model_dir)
-    rows = [ValueRow("p", "?", [f"{k} + 1", "Answer"], [None] * 2, None, [0.5, 1.0], []) for k in range(30)]
-    packed = _encode_all(rows, encoder, QUICK.model_copy(update={"max_length": 100}))
-    assert len(packed) > 1
-    assert all(len(row.ids) <= 100 for row in packed)
-    assert sum(label != IGNORED for row in packed for label in row.labels) == 60
-
-
-def test_two_labels_of_one_step_meet_in_the_middle(tiny_model_dir: Path) -> None:
-    encoder = encoder_of(tiny_model_dir)
-    rows = [ValueRow("p", "?", ["1 + 1"], [None], None, [label], []) for label in (0.25, 0.75)]
-    [packed] = _encode_all(rows, encoder, QUICK)
-    assert [label for label in packed.labels if label != IGNORED] == [0.5]
-
-
 # ---------------------------------------------------------------- losses
 
 
 def test_losses_by_hand() -> None:
-    logits = torch.tensor([[0.0, 3.0, math.log(3.0)], [9.0, -9.0, 0.5]])
-    labels = torch.tensor([[1.0, IGNORED, 0.5], [IGNORED, IGNORED, IGNORED]])
+    logits, labels = torch.tensor([0.0, math.log(3.0)]), torch.tensor([1.0, 0.5])
+    once, twice = torch.tensor([1.0, 1.0]), torch.tensor([2.0, 1.0])
     # sigmoid: 1/2 against 1, 3/4 against 1/2
-    assert value_loss(logits, labels, "mse").item() == pytest.approx(0.5**2 + 0.25**2)
+    assert value_loss(logits, labels, once, "mse").item() == pytest.approx(0.5**2 + 0.25**2)
+    assert value_loss(logits, labels, twice, "mse").item() == pytest.approx(2 * 0.5**2 + 0.25**2)
     expected = -math.log(0.5) - (0.5 * math.log(0.75) + 0.5 * math.log(0.25))
-    assert value_loss(logits, labels, "bce").item() == pytest.approx(expected)
-
-
-def test_a_zero_label_is_a_label() -> None:
-    assert value_loss(torch.zeros(1, 1), torch.zeros(1, 1), "mse").item() == pytest.approx(0.25)
+    assert value_loss(logits, labels, once, "bce").item() == pytest.approx(expected)
 
 
 # ---------------------------------------------------------------- training

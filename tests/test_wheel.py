@@ -50,7 +50,12 @@ def test_what_is_in_the_wheel(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     modules = {f"restmcts/{file.relative_to(ROOT / 'src' / 'restmcts')}" for file in (ROOT / "src").rglob("*.py")}
     assert modules == {name for name in names if name.endswith(".py")}
-    assert {"restmcts/py.typed", "restmcts/__init__.pyi", "restmcts/presets/demo.yaml"} <= set(names)
+    assert {
+        "restmcts/py.typed",
+        "restmcts/__init__.pyi",
+        "restmcts/presets/demo.yaml",
+        "restmcts/prompts/english.yaml",
+    } <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"restmcts"}
 

@@ -17,7 +17,7 @@ _HOME = {
     "encoding": ["PromptSettings"],
     "engines": ["Engines"],
     "engines.settings": ["EngineSettings"],
-    "engines.transformers": ["load_engines"],
+    "engines.opening": ["load_engines"],
     "search": ["SEARCHES"],
     "search.settings": ["SearchSettings"],
     "tasks": ["TASKS"],

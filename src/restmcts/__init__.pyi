@@ -5,8 +5,8 @@ from restmcts.config import RunConfig as RunConfig, load_config as load_config
 from restmcts.datasets import policy_rows as policy_rows, value_rows as value_rows
 from restmcts.encoding import PromptSettings as PromptSettings
 from restmcts.engines import Engines as Engines
+from restmcts.engines.opening import load_engines as load_engines
 from restmcts.engines.settings import EngineSettings as EngineSettings
-from restmcts.engines.transformers import load_engines as load_engines
 from restmcts.errors import (
     ConfigError as ConfigError,
     EngineError as EngineError,

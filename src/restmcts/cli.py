@@ -37,7 +37,8 @@ Policy = Annotated[
 ]
 Value = Annotated[str | None, typer.Option(help="value model: a checkpoint folder or a hub id")]
 Problems = Annotated[
-    str | None, typer.Option(help="JSONL, JSON, CSV or Parquet file, or hub data set name[:config][@split]")
+    str | None,
+    typer.Option(help="JSONL, JSON, CSV or Parquet file, hub data set name[:config][@split], or gsm8k, math500, …"),
 ]
 Out = Annotated[Path, typer.Option(help="folder for the results; run the same command again to resume")]
 Seed = Annotated[int | None, typer.Option(help="of everything random")]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,17 @@ from restmcts.config import RunConfig
 from restmcts.console import Progress, number
 from restmcts.data import DATA_FILES
 from restmcts.engines import Engines
+from restmcts.engines.opening import SCRIPTED, Say, load_engines
 from restmcts.errors import ConfigError, StoreError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all
-from restmcts.job import Job, Kind, OpenOnDemand, models_and_files
-from restmcts.loop import Transformers
+from restmcts.job import Job, Kind, OpenOnDemand, models_and_files, take_up_again
+from restmcts.loop import ModelTools
 from restmcts.seeds import derive_seed
 from restmcts.stages import LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.store import RunFolder, StageFolder, read_jsonl
 from restmcts.tasks.grade import Grader
 from restmcts.tasks.load import load_problems, write_problems
-from restmcts.types import Problem, Tree, Usage
-
-SCRIPTED = "scripted"
+from restmcts.types import Problem, Tree
 
 # ---------------------------------------------------------------- one question
 
@@ -34,7 +33,9 @@ def solve_question(config: RunConfig, question: str) -> Tree:
     if not question.strip():
         raise ConfigError("the question is empty; write it in quotes")
     with OpenOnDemand(lambda: open_engines(config)) as engines:
-        return solve(Problem("question", question, task=config.task), engines(), config.search, seed=config.seed)
+        return solve(
+            Problem("question", question, task=config.task or "math"), engines(), config.search, seed=config.seed
+        )
 
 
 def print_solution(tree: Tree) -> None:
@@ -59,8 +60,9 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     problems = _problems(config, need_answer=False)
 
     def work(stage: StageFolder, job: Job) -> dict[str, Any]:
-        with OpenOnDemand(lambda: open_engines(config)) as engines:
-            trees = search_all(
+        account = job.account(stage)
+        with OpenOnDemand(lambda: open_engines(config, progress.say)) as engines:
+            found = search_all(
                 problems,
                 config.search.method,
                 config.search,
@@ -69,16 +71,23 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
                 seed=config.seed,
                 concurrency=config.engine.concurrency,
                 path=stage.path / TREES,
-                on_tree=job.watch(stage, len(problems)),
+                on_tree=job.watch(stage, len(problems), account),
+                account=account,
             )
-        answered = sum(tree.final_answer is not None for tree in trees)
-        usage = asdict(sum((tree.usage for tree in trees), Usage()))
-        return {"problems": len(trees), "answered": answered, "nodes": sum(map(len, trees)), "usage": usage}
+            kind = engines().kind
+        return {
+            "problems": found.trees,
+            "answered": found.answered,
+            **found.summary(),
+            "engine": kind,
+            "speed": account.speed(),
+        }
 
     metrics = _stage(
         config, out, progress, work, settings=_asked(config), inputs={"problems": config.problems, **_models(config)}
     )
     print(f"{metrics['problems']} trees, {metrics['answered']} with an answer: {out / TREES}")
+    _say_owed(metrics)
 
 
 def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Progress) -> None:
@@ -146,14 +155,17 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     if "search" in methods and config.value is None and config.policy != SCRIPTED:
         methods.remove("search")
         progress.say("search is not measured: it needs --value")
-    with RunFolder(out) as folder, Grader() as grader, OpenOnDemand(lambda: open_engines(config)) as engines, progress:
-        job = Job(config, folder, grader, progress, Transformers(config))
+    opening = partial(open_engines, config, progress.say)
+    with RunFolder(out) as folder, Grader() as grader, OpenOnDemand(opening) as engines, progress:
+        job = Job(config, folder, grader, progress, ModelTools(config, progress.say))
         for mode in methods:
             search = greedy(config.evaluate.search) if mode == "greedy" else config.evaluate.search
             settings = {**_asked(config), "search": search.model_dump(mode="json")}
             named, files = models_and_files({"problems": config.problems, **_models(config)})
             with folder.stage(mode, settings={**settings, **named}, inputs=files) as stage:
+                take_up_again(stage, config.stage_budget.budget())
                 if not stage.done:
+                    account = job.account(stage)
                     result = evaluate(
                         problems,
                         search.method,
@@ -163,12 +175,15 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
                         seed=config.seed,
                         concurrency=config.engine.concurrency,
                         folder=stage.path,
-                        on_tree=job.watch(stage, len(problems)),
+                        on_tree=job.watch(stage, len(problems), account),
+                        account=account,
                     )
-                    stage.finish(result.summary())
+                    facts = {"engine": engines().kind, "speed": account.speed()}
+                    stage.finish({**result.summary(), **facts})
                     progress.finish()
                 assert stage.manifest is not None
                 print(_accuracy_line(mode, stage.manifest.metrics))
+                _say_owed(stage.manifest.metrics)
     print(f"rows and trees: {out}")
 
 
@@ -186,28 +201,24 @@ def write_generated(name: str, out: Path, **options: int) -> None:
 # ---------------------------------------------------------------- parts
 
 
-def open_engines(config: RunConfig, examples: Sequence[Problem] = ()) -> Engines:
-    """The policy and the value model of the settings; `scripted` is a pair that needs no model."""
+def open_engines(config: RunConfig, say: Say | None = None) -> Engines:
+    """The policy and the value model of the settings; `say` shows a line."""
     if config.policy is None:
         raise ConfigError("no policy; give --policy: embedded, a checkpoint folder, a hub id, or scripted")
-    if config.policy == SCRIPTED:
-        from restmcts.engines.scripted import scripted_engines
-
-        return scripted_engines()
-    from restmcts.engines.transformers import load_engines
-
-    return load_engines(config.policy, config.value, config.prompt, config.engine, examples)
+    return load_engines(config.policy, config.value, config.prompt, config.engine, say=say)
 
 
 def read_trees(path: Path) -> list[Tree]:
-    """The trees of a file. Raises StoreError naming the first that cannot be read."""
-    trees = []
+    """The trees of a file, the last one of each question. Raises StoreError naming the first that cannot be read."""
+    trees: dict[str, Tree] = {}
     for number_, record in enumerate(read_jsonl(path, skip_torn=True), start=1):
         try:
-            trees.append(Tree.from_record(record))
+            tree = Tree.from_record(record)
         except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{path}, record {number_}: {error}; search again, or mend the file") from None
-    return trees
+        trees.pop(tree.problem.id, None)
+        trees[tree.problem.id] = tree
+    return list(trees.values())
 
 
 Work = Callable[[StageFolder, Job], Mapping[str, Any]]
@@ -224,12 +235,14 @@ def _stage(
 ) -> dict[str, Any]:
     """Do the one stage that folder `out` holds, or find it done; returns its metrics."""
     named, files = models_and_files(inputs)
+    tools = ModelTools(config, progress.say)
     with RunFolder(out) as folder, folder.stage(".", settings={**settings, **named}, inputs=files) as stage:
+        take_up_again(stage, config.stage_budget.budget())
         if stage.manifest is not None:
             print(f"{out} is finished: nothing was run again")
             return stage.manifest.metrics
         with Grader() as grader, progress:
-            return stage.finish(work(stage, Job(config, folder, grader, progress, Transformers(config)))).metrics
+            return stage.finish(work(stage, Job(config, folder, grader, progress, tools))).metrics
 
 
 def _problems(config: RunConfig, *, need_answer: bool) -> list[Problem]:
@@ -258,7 +271,14 @@ def _file(path: Path, name: str) -> Path:
     return path
 
 
+def _say_owed(metrics: Mapping[str, Any]) -> None:
+    if metrics.get("owed"):
+        print(f"stage_budget is spent: {metrics['owed']} questions are owed; raise it and run the same command again")
+
+
 def _accuracy_line(mode: str, metrics: Mapping[str, Any]) -> str:
+    if not metrics["n"]:
+        return f"{mode:<7} not measured"
     low, high = metrics["interval"]
     right, n, usage = metrics["correct"], metrics["n"], metrics["usage"]
     tokens = f"{number(usage['policy_tokens'])} tokens generated, {number(usage['value_tokens'])} scored"

@@ -21,6 +21,7 @@ from restmcts.search import get_search
 from restmcts.search.settings import SearchSettings
 from restmcts.settings import Settings
 from restmcts.train.settings import PolicyTraining, ValueTraining
+from restmcts.types import Budget
 
 S = TypeVar("S", bound=Settings)
 
@@ -89,16 +90,35 @@ class EvaluateSettings(Settings):
     search: SearchSettings = Field(default_factory=SearchSettings, description="unset: as search")
 
 
+class StageBudget(Settings):
+    """Hard limits for each stage that searches, evaluations included; it ends with what was found when one is reached.
+
+    They are no part of a stage's identity: raise them and run the same command again, and the search goes on.
+    """
+
+    policy_tokens: int | None = Field(default=None, ge=1, description="policy tokens after which nothing more is asked")
+    value_tokens: int | None = Field(default=None, ge=1, description="value tokens after which nothing more is asked")
+    seconds: float | None = Field(default=None, gt=0, description="seconds that the stage may take")
+
+    def budget(self) -> Budget:
+        """The limits, as `drive` holds them."""
+        return Budget(self.policy_tokens, self.value_tokens, self.seconds)
+
+
 class RunConfig(Settings):
     """Everything a run needs. The commands for single stages use the parts that concern them."""
 
     policy: str | None = Field(default=None, description="`embedded`, a checkpoint folder, a hub id, or `scripted`")
     value: str | None = Field(default=None, description="first value model; unset: the policy's backbone, a new head")
-    problems: str | None = Field(default=None, description="questions to search on: a file or a hub data set")
+    problems: str | None = Field(
+        default=None, description="questions to search on: a file, a hub data set, or a name such as gsm8k"
+    )
     heldout: str | None = Field(default=None, description="questions to evaluate on; unset: no evaluation")
     worked: str | None = Field(default=None, description="worked examples (D_S0); unset: no warm start")
     generate: GenerateSettings | None = Field(default=None, description="a built-in set in place of the three above")
-    task: str = Field(default="math", description="what the questions are: how answers are found and graded")
+    task: str | None = Field(
+        default=None, description="how answers are found and graded; unset: the question set's own, else math"
+    )
     fields: dict[str, str] = Field(
         default_factory=dict, description="names in your files, e.g. {question: prompt, answer: target}"
     )
@@ -116,6 +136,7 @@ class RunConfig(Settings):
     prompt: PromptSettings = Field(default_factory=PromptSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
     search: SearchSettings = Field(default_factory=SearchSettings)
+    stage_budget: StageBudget = Field(default_factory=StageBudget)
     labels: LabelSettings = Field(default_factory=LabelSettings)
     policy_training: PolicyTraining = Field(default_factory=PolicyTraining)
     value_training: ValueTraining = Field(default_factory=ValueTraining)

@@ -1,25 +1,33 @@
 """The one place where search meets engines: concurrency, budgets, retries, counting.
 
 Every open tree is carried by a task that awaits its own replies; there is no barrier between trees. What a tree asks
-depends on its own seed and replies alone, so how many are open at once does not change what any of them finds.
+depends on its own seed and replies alone, so how many are open at once does not change what any of them finds. Only a
+budget of seconds or of a whole stage does: what it leaves room for depends on who came first.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import random
 import time
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
+from restmcts.account import Account, Count
 from restmcts.engines import Engines, TransientError
 from restmcts.errors import ConfigError, EngineError
-from restmcts.search import Method, SearchSettings
+from restmcts.search import Method, Search, SearchSettings
 from restmcts.seeds import derive_seed
 from restmcts.tasks import Task
 from restmcts.types import (
+    STAGE_BUDGET,
+    Answer,
+    Ask,
     Budget,
     BudgetExhausted,
     Critique,
@@ -40,6 +48,8 @@ RETRIES = 4
 """how often a request that failed for the moment is asked again"""
 FIRST_PAUSE = 0.25
 """seconds before the first retry; each further pause is twice as long, give or take half"""
+_COLLECT_AFTER = 100
+"""new objects for each open tree between two looks of the garbage collector"""
 
 
 def run(
@@ -52,12 +62,18 @@ def run(
     seed: int,
     concurrency: int,
     on_tree: Callable[[Tree], None],
+    account: Account | None = None,
+    questions: int | None = None,
 ) -> None:
     """Search every problem with at most `concurrency` trees open; `on_tree` gets each tree the moment it is done.
 
     Problems are drawn as trees finish, so there may be any number of them. The seed of a tree is derived from `seed`
     and its problem's id. The budgets of `settings` hold for each tree by itself: a request is cut to what is left, and
-    a tree that has nothing left answers with what it has. The engines stay open.
+    a tree that has nothing left answers with what it has. `account` counts the cost of all trees; once its budget is
+    spent no request is begun: open trees answer with what they have (`tree.stop` is then `stage_budget`), and the
+    problems left are not drawn. `questions` says how many problems there are in all, counting those that were searched
+    earlier; by default those given. Where they are fewer than `settings.parallel`, each tree has several expansions in
+    flight. The engines stay open.
 
     Raises EngineError when an engine is gone for good, and ConfigError when the method asks for values and there is no
     value model; trees delivered before are complete, the others are lost. What `on_tree` or the method raises comes
@@ -65,12 +81,16 @@ def run(
     """
     if concurrency < 1:
         raise ConfigError(f"concurrency = {concurrency}: at least one tree must be open")
+    if questions is None:
+        questions = len(problems) if isinstance(problems, Sized) else settings.parallel
     waiting = iter(problems)
+    settings = settings.shared_by(questions)
+    bill = account or Account()
 
     async def lane() -> None:
-        for problem in waiting:
+        while not bill.spent() and (problem := next(waiting, None)) is not None:
             search = method(problem, settings, derive_seed(seed, problem.id), task_of(problem))
-            on_tree(await _Ride(search, engines, settings.budget()).to_the_end())
+            on_tree(await _Ride(search, engines, settings.budget(), bill).to_the_end())
 
     async def lanes() -> None:
         try:
@@ -78,9 +98,31 @@ def run(
                 for _ in range(concurrency):
                     group.create_task(lane())
         except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None  # the first one stopped the others
+            raise _first(failures) from None  # it stopped the others
 
-    _run(lanes())
+    with bill.watching(engines), _rare_collections(concurrency):
+        _run(lanes())
+
+
+@contextmanager
+def _rare_collections(trees: int) -> Iterator[None]:
+    """Let the garbage collector look less often: it looks at all open trees, and with thousands of them at little else.
+
+    Nothing here needs it; what falls to it is found a little later.
+    """
+    before = gc.get_threshold()
+    if before[0]:  # else it is switched off
+        gc.set_threshold(max(before[0], _COLLECT_AFTER * trees), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
+def _first(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _run(main: Coroutine[Any, Any, None]) -> None:
@@ -110,26 +152,33 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 class _Ride:
     """One tree on its way: its requests are answered, what they cost is counted, its budget is held."""
 
-    def __init__(self, search: Generator[Request, Reply, Tree], engines: Engines, budget: Budget) -> None:
+    def __init__(self, search: Search, engines: Engines, budget: Budget, account: Account) -> None:
         self.search = search
         self.engines = engines
         self.budget = budget
-        self.usage = Usage()
+        self.account = account
+        self.count = Count()
+        self.seconds = 0.0
         self.started = time.monotonic()
+        self.timed = budget.seconds is not None or account.budget.seconds is not None
+        self.cut_off = False
+        """whether it was the stage's budget that left a request without a reply"""
 
     async def to_the_end(self) -> Tree:
         try:
-            request = next(self.search)
-            while (reply := await self.reply(request)) is not None:
-                request = self.search.send(reply)
+            asked = next(self.search)
+            while (answer := await self.answer(asked)) is not None:
+                asked = self.search.send(answer)
             self.search.throw(BudgetExhausted())
             raise RuntimeError("a search method went on asking after its budget was exhausted; it must return its tree")
         except StopIteration as done:
             tree: Tree = done.value
         finally:
             self.search.close()
+        if self.cut_off and tree.stop == "budget":
+            tree.stop = STAGE_BUDGET
         policy, value = self.engines.policy, self.engines.value
-        tree.usage = self.usage
+        tree.usage = self.count.usage(self.seconds)
         tree.models = {
             "policy": policy.identity,
             "value": None if value is None else value.identity,
@@ -137,41 +186,93 @@ class _Ride:
         }
         return tree
 
-    async def reply(self, request: Request) -> Reply | None:
-        """The engine's reply within what is left of the budget; None when it is exhausted."""
+    async def answer(self, asked: Ask) -> Answer | None:
+        """The engines' replies within what is left of the budget; None when it is exhausted."""
         begin = time.monotonic()
-        left = None if self.budget.seconds is None else self.started + self.budget.seconds - begin
-        affordable = self.afford(request)
-        if affordable is None or (left is not None and left <= 0):
-            return None
+        if isinstance(asked, tuple):
+            replies = await self.replies(asked)
+            answer: Answer | None = None if replies.count(None) == len(replies) else replies
+        else:
+            affordable = self.afford(asked)
+            answer = None if affordable is None else await self.reply(asked, affordable)
+        self.seconds += time.monotonic() - begin
+        return answer
+
+    async def replies(self, requests: Sequence[Request]) -> tuple[Reply | None, ...]:
+        """The replies to several requests, those together in flight that the budget can pay whatever they cost.
+
+        The others wait until it is known what these cost; only the first of those in flight is cut to what is left.
+        """
+        replies: list[Reply | None] = [None] * len(requests)
+
+        async def fill(index: int, affordable: Request) -> None:
+            replies[index] = await self.reply(requests[index], affordable)
+
+        waiting = deque(enumerate(requests))
+        while waiting:
+            reserved = 0
+            async with asyncio.TaskGroup() as group:
+                while waiting:
+                    index, request = waiting[0]
+                    affordable = self.afford(request, reserved)
+                    if reserved and affordable is not request:
+                        break
+                    waiting.popleft()
+                    if affordable is not None:
+                        reserved += _most_tokens(affordable)
+                        group.create_task(fill(index, affordable))
+        return tuple(replies)
+
+    async def reply(self, request: Request, affordable: Request) -> Reply | None:
+        """The reply to the request as it was cut to the budget; None when the time is up before it is there."""
         reply: Reply | None = None
+        left = self.seconds_left()
         try:
-            async with asyncio.timeout(left) as clock:
+            if left is None:
                 reply = await self.ask(affordable)
+            else:
+                async with asyncio.timeout(left) as clock:
+                    reply = await self.ask(affordable)
         except TimeoutError:
-            if not clock.expired():  # the engine's own
+            if left is None or not clock.expired():  # the engine's own
                 raise
-        spent = Usage() if reply is None else reply.usage
-        self.usage += dataclasses.replace(spent, seconds=time.monotonic() - begin)
+            self.cut_off = self.account.spent()
+        if reply is not None:
+            of_value = isinstance(request, Score)
+            self.count.add(reply.usage, of_value=of_value)
+            self.account.count.add(reply.usage, of_value=of_value)
         return reply if affordable is request else _without_cut_steps(request, affordable, reply)
 
-    def afford(self, request: Request) -> Request | None:
-        """The request, cut to what is left of the token budget; None when there is nothing left for it."""
+    def seconds_left(self) -> float | None:
+        """Until the tree's time or the stage's is up; None without a limit."""
+        if not self.timed:
+            return None
+        own = None if self.budget.seconds is None else self.started + self.budget.seconds - time.monotonic()
+        both = [left for left in (own, self.account.seconds_left) if left is not None]
+        return min(both, default=None)
+
+    def afford(self, request: Request, reserved: int = 0) -> Request | None:
+        """The request, cut to what is left of the token budget when `reserved` of it is; None when nothing is left."""
+        if self.account.spent():
+            self.cut_off = True
+            return None
+        if (left := self.seconds_left()) is not None and left <= 0:
+            return None
         if isinstance(request, Score):  # what a score will cost is known only afterwards
             most = self.budget.value_tokens
-            return request if most is None or self.usage.value_tokens < most else None
+            return request if most is None or self.count.value_tokens < most else None
         if self.budget.policy_tokens is None:
             return request
-        left = self.budget.policy_tokens - self.usage.policy_tokens
-        if left <= 0:
+        tokens = self.budget.policy_tokens - self.count.policy_tokens - reserved
+        if tokens <= 0:
             return None
         if isinstance(request, Critique):
-            return request if request.max_tokens <= left else dataclasses.replace(request, max_tokens=left)
-        if request.n * request.max_tokens <= left:
+            return request if request.max_tokens <= tokens else dataclasses.replace(request, max_tokens=tokens)
+        if request.n * request.max_tokens <= tokens:
             return request
         # Fewer samples rather than shorter ones: a step that is cut short is worth nothing.
-        n = min(request.n, max(left // request.max_tokens, 1))
-        return dataclasses.replace(request, n=n, max_tokens=min(request.max_tokens, left))
+        n = min(request.n, max(tokens // request.max_tokens, 1))
+        return dataclasses.replace(request, n=n, max_tokens=min(request.max_tokens, tokens))
 
     async def ask(self, request: Request) -> Reply:
         """The engine's reply; Failed when it could not give one however often it was asked."""
@@ -208,6 +309,13 @@ class _Ride:
             request = dataclasses.replace(request, paths=paths)
         scores = await value.score(request)
         return _sound(scores, len(request.paths), value.identity)
+
+
+def _most_tokens(request: Request) -> int:
+    """How many policy tokens a request may cost."""
+    if isinstance(request, Propose):
+        return request.n * request.max_tokens
+    return request.max_tokens if isinstance(request, Critique) else 0
 
 
 def _sound(scores: Scores, count: int, who: str) -> Scores:

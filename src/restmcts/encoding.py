@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
+from pathlib import Path as FilePath
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from restmcts.errors import ConfigError
 from restmcts.settings import Settings
@@ -29,15 +31,75 @@ PLAIN_REPLY = "\nReply:"
 _MARK = "\u2063restmcts\u2063"
 
 
+class Shot(Settings):
+    """A worked example in a prompt."""
+
+    question: str
+    solution: str = Field(description="steps and the answer sentence, as the model is to write them")
+
+
 class PromptSettings(Settings):
     """How questions are put to the models. Stored with every checkpoint, so that it is served as it was trained."""
 
+    name: str | None = Field(
+        default=None,
+        description="take what is not set here from a prompt that ships (prompts/) or from a YAML file of your own",
+    )
     instruction: str = Field(
         default='Solve the problem step by step, one short step per line. End with a line "Answer: X".',
         description="system message (chat models) or first line (plain models)",
     )
     delimiter: str = Field(default="\n", min_length=1, description="text that ends a step")
     chat: bool = Field(default=True, description="use the tokenizer's chat template; false for plain base models")
+    question: str = Field(
+        default="Question: {question}\nSolution:\n", description="how a base model is asked; holds {question}"
+    )
+    examples: tuple[Shot, ...] = Field(default=(), description="worked examples before every question (few-shot)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, raw: Any) -> Any:
+        """Put the prompt that `name` names under what is set, so that all of it is stored, and the name no longer."""
+        if not isinstance(raw, Mapping) or raw.get("name") is None:
+            return raw
+        return {**read_prompt(str(raw["name"])), **raw, "name": None}
+
+    @model_validator(mode="after")
+    def _asks(self) -> PromptSettings:
+        if "{question}" not in self.question:
+            raise ValueError("prompt.question must hold {question}, where the question goes")
+        return self
+
+
+def prompts() -> list[str]:
+    """Names of the prompts that ship."""
+    folder = resources.files("restmcts") / "prompts"
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def read_prompt(name: str) -> dict[str, Any]:
+    """A prompt that ships, or the YAML file `name`, as plain settings. Raises ConfigError naming what is wrong."""
+    import yaml
+
+    if name in prompts():
+        text = (resources.files("restmcts") / "prompts" / f"{name}.yaml").read_text("utf-8")
+    else:
+        try:
+            text = FilePath(name).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            raise ConfigError(
+                f"prompt.name={name!r} is no prompt and no file; give one of {', '.join(prompts())}, or a YAML file"
+            ) from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise ConfigError(f"{name}{f', line {mark.line + 1}' if mark else ''}: not YAML; mend it") from None
+    allowed = PromptSettings.model_fields.keys() - {"name"}
+    if not isinstance(raw, dict) or not raw.keys() <= allowed:
+        wrong = sorted(map(str, raw.keys() - allowed)) if isinstance(raw, dict) else [type(raw).__name__]
+        raise ConfigError(f"{name}: {wrong[0]} is no prompt setting; use {', '.join(sorted(allowed))}")
+    return raw
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +114,8 @@ class Encoded:
 class Encoder:
     """Turns problems and steps into ids for one tokenizer and one prompt format.
 
-    `examples` are worked problems shown before the question, for a model that was never trained on the format.
+    `examples` are worked problems shown before the question, after those of the prompt itself, for a model that was
+    never trained on the format.
     Raises ConfigError for a tokenizer without a chat template when `prompt.chat` asks for one.
     """
 
@@ -64,7 +127,7 @@ class Encoder:
             )
         self.tokenizer = tokenizer
         self.prompt_settings = prompt
-        self.examples = tuple(examples)
+        self.examples = shown_examples(prompt, examples)
         self.delimiter = prompt.delimiter
 
     @cached_property
@@ -171,6 +234,11 @@ class Encoder:
         return list(self.tokenizer.encode(text, add_special_tokens=special))
 
 
+def shown_examples(prompt: PromptSettings, examples: Sequence[Problem]) -> tuple[Problem, ...]:
+    """The worked problems shown before a question: those of the prompt itself, then `examples`."""
+    return (*(Problem("", shot.question, solution=shot.solution) for shot in prompt.examples), *examples)
+
+
 def chat_turns(
     prompt: PromptSettings, examples: Sequence[Problem], problem: Problem, advice: str | None = None
 ) -> list[dict[str, str]]:
@@ -184,8 +252,8 @@ def plain_prompt(
     prompt: PromptSettings, examples: Sequence[Problem], problem: Problem, advice: str | None = None
 ) -> str:
     """The same as one text, for a model that knows no turns."""
-    shots = "".join(_plain(e.question) + worked_solution(e) + "\n\n" for e in examples)
-    return prompt.instruction + "\n\n" + shots + _plain(_with_advice(problem, advice))
+    shots = "".join(_plain(prompt, e.question) + worked_solution(e) + "\n\n" for e in examples)
+    return prompt.instruction + "\n\n" + shots + _plain(prompt, _with_advice(problem, advice))
 
 
 def critic_question(problem: Problem, path: Path, delimiter: str) -> str:
@@ -213,8 +281,8 @@ def _with_advice(problem: Problem, advice: str | None) -> str:
     return problem.question if advice is None else f"{problem.question}\n(Hint: {advice})"
 
 
-def _plain(question: str) -> str:
-    return f"Question: {question}\nSolution:\n"
+def _plain(prompt: PromptSettings, question: str) -> str:
+    return prompt.question.replace("{question}", question)
 
 
 def steps_of(solution: str, delimiter: str = "\n") -> Path:

@@ -7,13 +7,16 @@ evaluation that was interrupted goes on where it was, and the value model can be
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from restmcts import drive
+from restmcts.account import Account
 from restmcts.datasets import verify
 from restmcts.engines import Engines
 from restmcts.errors import StoreError
@@ -23,9 +26,11 @@ from restmcts.search import SEARCHES, SearchSettings
 from restmcts.store import JsonlWriter, read_jsonl, write_jsonl
 from restmcts.tasks import get_task
 from restmcts.tasks.grade import Grader
-from restmcts.types import Problem, Tree, Usage
+from restmcts.types import STAGE_BUDGET, Problem, Tree, Usage
 
 TREES, ROWS = "trees.jsonl", "rows.jsonl"
+_BACKLOG = 4096
+"""trees that may wait to be graded; beyond that the search waits, for they are held in memory"""
 
 OnTree = Callable[[Tree, bool], None]
 """called with every tree that is ready (stored ones first) and whether its answer is right; from any thread"""
@@ -49,6 +54,7 @@ class Row:
     finished: int
     """finished leaves of its tree"""
     stop: str
+    requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,8 @@ class Evaluation:
     usage: Usage
     quality: dict[str, Any] | None
     """`metrics.value_quality` on the trees; None where no value model was asked"""
+    owed: int = 0
+    """questions that the stage's budget left unasked, or cut off"""
 
     @property
     def n(self) -> int:
@@ -89,6 +97,7 @@ class Evaluation:
             "interval": None if self.interval is None else list(self.interval),
             "unanswered": sum(row.answer is None for row in self.rows),
             "failed": sum(row.stop == "failed" for row in self.rows),
+            **({"owed": self.owed} if self.owed else {}),
             "usage": asdict(self.usage),
             "quality": self.quality,
         }
@@ -114,14 +123,16 @@ def evaluate(
     concurrency: int = 48,
     folder: Path | None = None,
     on_tree: OnTree | None = None,
+    account: Account | None = None,
 ) -> Evaluation:
-    """Answer every problem and score the answers.
+    """Answer every problem and score the answers; those that the budget of `account` left unasked have no row.
 
     With a `folder`, trees are appended to its trees.jsonl as they finish (those found there are not searched again)
     and the rows are written to its rows.jsonl. A problem's tree depends on `seed` and its id alone.
     """
     path = None if folder is None else folder / TREES
-    trees = search_all(
+    trees: dict[str, Tree] = {}
+    searched = search_all(
         problems,
         method,
         settings,
@@ -130,9 +141,12 @@ def evaluate(
         seed=seed,
         concurrency=concurrency,
         path=path,
+        each=lambda tree: trees.update({tree.problem.id: tree}),
         on_tree=on_tree,
+        account=account,
     )
-    result = score_trees(trees, grader)
+    result = score_trees([trees[problem.id] for problem in problems if problem.id in trees], grader)
+    result = replace(result, owed=searched.owed)
     if folder is not None:
         write_rows(folder / ROWS, result.rows)
     return result
@@ -147,6 +161,36 @@ def score_trees(trees: Sequence[Tree], grader: Grader) -> Evaluation:
     return Evaluation(trees[0].method if trees else "", rows, usage, value_quality(points) if len(points) else None)
 
 
+@dataclass(slots=True)
+class Searched:
+    """What came of a search in all; the trees themselves are on the disk."""
+
+    asked: int
+    """questions, searched or not"""
+    trees: int = 0
+    answered: int = 0
+    nodes: int = 0
+    stops: Counter[str] = field(default_factory=Counter)
+    usage: Usage = field(default_factory=Usage)
+
+    def add(self, tree: Tree) -> None:
+        self.trees += 1
+        self.answered += tree.final_answer is not None
+        self.nodes += len(tree)
+        self.stops[tree.stop] += 1
+        self.usage += tree.usage
+
+    @property
+    def owed(self) -> int:
+        """Questions that the stage's budget left unasked, or cut off."""
+        return self.asked - self.trees + self.stops[STAGE_BUDGET]
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers, JSON-ready."""
+        owed = {"owed": self.owed} if self.owed else {}
+        return {"nodes": self.nodes, "stops": dict(self.stops), **owed, "usage": asdict(self.usage)}
+
+
 def search_all(
     problems: Sequence[Problem],
     method: str,
@@ -157,63 +201,93 @@ def search_all(
     seed: int,
     concurrency: int,
     path: Path | None = None,
+    each: Callable[[Tree], None] | None = None,
     on_tree: OnTree | None = None,
-) -> list[Tree]:
-    """One tree per problem, in the order of `problems`.
+    account: Account | None = None,
+) -> Searched:
+    """Search every problem, as far as the budget of `account` goes.
 
     Trees stored at `path` are kept; new ones are appended there the moment they finish, in whatever order that is.
+    `each` is given every tree, the stored ones first; nothing else holds on to them. What the stage's budget had cut
+    off is searched again if there is room now, so that it becomes what it would have been with more from the start.
     """
-    trees = {} if path is None else stored_trees(path, problems)
+    searched = Searched(len(problems))
+    again = account is None or not account.spent()
+    done: set[str] = set()
     with LiveGrader(grader, on_tree) as live:
-        for tree in trees.values():
+
+        def take(tree: Tree) -> None:
+            searched.add(tree)
+            if each is not None:
+                each(tree)
             live.add(tree)
-        owed = [problem for problem in problems if problem.id not in trees]
-        writer = None if path is None or not owed else JsonlWriter(path)
-        try:
+
+        for tree in () if path is None else read_stored(path, problems):
+            if tree.stop != STAGE_BUDGET or not again:
+                done.add(tree.problem.id)
+                take(tree)
+        owed = [problem for problem in problems if problem.id not in done]
+        if not owed or not again:
+            return searched
+        with nullcontext() if path is None else closing(JsonlWriter(path)) as writer:
 
             def keep(tree: Tree) -> None:
                 if writer is not None:
                     writer.write(tree.to_record())
-                trees[tree.problem.id] = tree
-                live.add(tree)
+                take(tree)
 
-            if owed:
-                drive.run(
-                    owed,
-                    SEARCHES[method],
-                    settings,
-                    engines,
-                    task_of=lambda problem: get_task(problem.task),
-                    seed=seed,
-                    concurrency=concurrency,
-                    on_tree=keep,
-                )
-        finally:
-            if writer is not None:
-                writer.close()
-    return [trees[problem.id] for problem in problems]
+            drive.run(
+                owed,
+                SEARCHES[method],
+                settings,
+                engines,
+                task_of=lambda problem: get_task(problem.task),
+                seed=seed,
+                concurrency=concurrency,
+                on_tree=keep,
+                account=account,
+                questions=len(problems),
+            )
+    return searched
 
 
 def stored_trees(path: Path, problems: Iterable[Problem]) -> dict[str, Tree]:
-    """The trees at `path` that belong to `problems`, by problem id; none where there is no file.
+    """`read_stored`, by problem id."""
+    return {tree.problem.id: tree for tree in read_stored(path, problems)}
 
+
+def read_stored(path: Path, problems: Iterable[Problem]) -> Iterator[Tree]:
+    """The trees at `path` that belong to `problems`, one for each; none where there is no file.
+
+    Of a question that the stage's budget cut off there may be several: the last one counts.
     Raises StoreError for a tree that cannot be read or whose question is another one than the problem's.
     """
     questions = {problem.id: problem.question for problem in problems}
-    trees: dict[str, Tree] = {}
+    cut_off: dict[str, Tree] = {}
     for record in read_jsonl(path, skip_torn=True) if path.exists() else ():
         try:
             tree = Tree.from_record(record)
         except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{path}: {error}; move the file away to search again") from None
-        if tree.problem.id not in questions:
+        name = tree.problem.id
+        if name not in questions:
             continue
-        if tree.problem.question != questions[tree.problem.id]:
+        if tree.problem.question != questions[name]:
             raise StoreError(
-                f"{path}: the tree of {tree.problem.id!r} was searched for another question; use another output folder"
+                f"{path}: the tree of {name!r} was searched for another question; use another output folder"
             )
-        trees[tree.problem.id] = tree
-    return trees
+        cut_off.pop(name, None)
+        if tree.stop == STAGE_BUDGET:
+            cut_off[name] = tree
+        else:
+            yield tree
+    yield from cut_off.values()
+
+
+def spent_on(path: Path) -> Usage:
+    """What the trees at `path` cost, those included that took the place of others."""
+    records = read_jsonl(path, skip_torn=True) if path.exists() else ()
+    return sum((Usage(**record["usage"]) for record in records if "usage" in record), Usage())
 
 
 class LiveGrader:
@@ -225,7 +299,7 @@ class LiveGrader:
     def __init__(self, grader: Grader, on_tree: OnTree | None) -> None:
         self._grader, self._on_tree = grader, on_tree
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grade")
-        self._futures: list[Future[None]] = []
+        self._futures: deque[Future[None]] = deque()
         self._stopped = threading.Event()
 
     def __enter__(self) -> LiveGrader:
@@ -242,6 +316,8 @@ class LiveGrader:
     def add(self, tree: Tree) -> None:
         if self._on_tree is not None:
             self._futures.append(self._pool.submit(self._grade, tree, self._on_tree))
+            while self._futures and (self._futures[0].done() or len(self._futures) > _BACKLOG):
+                self._futures.popleft().result()
 
     def _grade(self, tree: Tree, on_tree: OnTree) -> None:
         if self._stopped.is_set():
@@ -270,6 +346,7 @@ def _row(tree: Tree, correct: Sequence[bool | None]) -> Row:
         nodes=len(tree),
         finished=len(tree.finished()),
         stop=tree.stop,
+        requests=usage.requests,
     )
 
 

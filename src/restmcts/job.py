@@ -11,16 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from restmcts.account import Account
 from restmcts.config import RunConfig
 from restmcts.console import Progress
 from restmcts.engines import Engines
-from restmcts.evaluate import TREES, OnTree
+from restmcts.evaluate import TREES, OnTree, spent_on
 from restmcts.results import METRICS
 from restmcts.seeds import derive_seed
 from restmcts.store import RunFolder, StageFolder, write_jsonl
 from restmcts.tasks.grade import Grader
 from restmcts.train.settings import Training
-from restmcts.types import Problem, Tree
+from restmcts.types import Budget, Problem, Tree, Usage
 
 Kind = Literal["policy", "value"]
 OnStep = Callable[[int, int, float, int], None]
@@ -28,7 +29,7 @@ OnStep = Callable[[int, int, float, int], None]
 
 
 class Tools(Protocol):
-    """What a run needs of models: open them, train them. `loop.Transformers` is the built-in one."""
+    """What a run needs of models: open them, train them. `loop.ModelTools` is the built-in one."""
 
     def load_engines(self, policy: str | Path, value: str | Path | None, examples: Sequence[Problem]) -> Engines:
         """Open a pair of models; `examples` are shown to the policy before each question."""
@@ -78,6 +79,7 @@ class Job:
         """Do stage `name`, or find it done; returns its folder. `work` returns its metrics."""
         named, files = models_and_files(inputs or {})
         with self.folder.stage(name, settings={**settings, **named}, inputs=files) as stage:
+            take_up_again(stage, self.config.stage_budget.budget())
             fresh = not stage.done
             if fresh:
                 stage.finish({**work(stage), "memory_mb": peak_memory_mb()})
@@ -93,6 +95,7 @@ class Job:
                     "seconds": stage.manifest.seconds,
                     "memory_mb": metrics.pop("memory_mb", None),
                     "usage": metrics.pop("usage", None),
+                    "speed": metrics.pop("speed", None),
                     "finished": stage.manifest.finished,
                     "metrics": metrics,
                 }
@@ -109,8 +112,14 @@ class Job:
         """Show a training step."""
         self.progress.update(step, total, loss=loss, tokens=tokens)
 
-    def watch(self, stage: StageFolder, total: int) -> OnTree:
-        """Begin to show a search: trees that are ready, questions solved, tokens generated."""
+    def account(self, stage: StageFolder) -> Account:
+        """What a stage that searches may still spend."""
+        budget = self.config.stage_budget.budget()
+        earlier = spent_on(stage.path / TREES) if budget != Budget() else Usage()
+        return Account(budget, earlier=earlier, elapsed=stage.seconds)
+
+    def watch(self, stage: StageFolder, total: int, account: Account) -> OnTree:
+        """Begin to show a search: trees that are ready, questions solved, tokens generated, how fast, cache hits."""
         self.progress.stage(stage.name, total, done=_lines(stage.path / TREES))
         seen = {"solved": 0, "tokens": 0, "done": 0}
 
@@ -118,9 +127,24 @@ class Job:
             seen["done"] += 1
             seen["solved"] += right
             seen["tokens"] += tree.usage.policy_tokens
-            self.progress.update(seen["done"], total, solved=seen["solved"], tokens=seen["tokens"])
+            facts: dict[str, Any] = {"solved": seen["solved"], "tokens": seen["tokens"]}
+            count = account.count
+            if count.policy_tokens:
+                facts["tokens/s"] = round(count.policy_tokens / account.seconds)
+            if count.prompt_tokens:
+                facts["cache hits"] = f"{count.cached_tokens / count.prompt_tokens:.0%}"
+            self.progress.update(seen["done"], total, **facts)
 
         return on_tree
+
+
+def take_up_again(stage: StageFolder, budget: Budget) -> None:
+    """Reopen a finished stage that its budget had cut short, if the budget has room again."""
+    if stage.manifest is None or not stage.manifest.metrics.get("owed"):
+        return
+    earlier = Usage(**stage.manifest.metrics["usage"])
+    if not Account(budget, earlier=earlier, elapsed=stage.seconds).spent():
+        stage.reopen()
 
 
 def peak_memory_mb() -> int:

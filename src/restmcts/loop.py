@@ -5,7 +5,7 @@ Every line of `run` is a stage that is skipped when it is done, so the same comm
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from restmcts.config import RunConfig, dump_yaml
 from restmcts.console import Progress
 from restmcts.data import Data, prepare_data
 from restmcts.engines import Engines
+from restmcts.engines.opening import load_engines
 from restmcts.errors import ConfigError
 from restmcts.job import Job, Kind, OnStep, Tools
 from restmcts.report import report
@@ -34,7 +35,7 @@ def run(config: RunConfig, *, tools: Tools | None = None, progress: Progress | N
         raise ConfigError("policy = 'scripted': it cannot be trained; give a model (embedded, a folder or a hub id)")
     progress = progress or Progress(mode="quiet")
     with RunFolder(config.out) as folder, Grader() as grader:
-        job = Job(config, folder, grader, progress, tools or Transformers(config))
+        job = Job(config, folder, grader, progress, tools or ModelTools(config, progress.say))
         if not (folder.path / CONFIG).exists():
             write_atomic(folder.path / CONFIG, dump_yaml(config))
         loop(job)
@@ -106,16 +107,14 @@ def modes(config: RunConfig, data: Data, k: int) -> Sequence[str]:
     return [m for m in config.evaluate.methods if m == "greedy" or last or config.evaluate.search_rounds == "every"]
 
 
-class Transformers:
-    """Models opened and trained in this process, on transformers."""
+class ModelTools:
+    """Models served by the engine that the settings name, and trained in this process; `say` shows a line."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, say: Callable[[str], None] | None = None) -> None:
+        self.config, self.say = config, say
 
     def load_engines(self, policy: str | Path, value: str | Path | None, examples: Sequence[Problem]) -> Engines:
-        from restmcts.engines.transformers import load_engines
-
-        return load_engines(policy, value, self.config.prompt, self.config.engine, examples)
+        return load_engines(policy, value, self.config.prompt, self.config.engine, examples, say=self.say)
 
     def train(
         self,

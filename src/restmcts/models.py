@@ -120,13 +120,35 @@ def load_token_classifier(spec: str | Path, *, dtype: torch.dtype | str = "auto"
     return model.to(device).eval()
 
 
-def is_value_model(spec: str | Path) -> bool:
-    """Whether a checkpoint is a token classifier (a value model) rather than a language model."""
+def load_config(spec: str | Path) -> Any:
+    """The configuration of a model, without its weights."""
     from transformers import AutoConfig
 
     quiet_transformers()
-    architectures = getattr(_load(spec, AutoConfig.from_pretrained), "architectures", None) or []
+    return _load(spec, AutoConfig.from_pretrained)
+
+
+def is_value_model(spec: str | Path) -> bool:
+    """Whether a checkpoint is a token classifier (a value model) rather than a language model."""
+    architectures = getattr(load_config(spec), "architectures", None) or []
     return any(name.endswith("ForTokenClassification") for name in architectures)
+
+
+def configured_ends(generation_config: Any) -> frozenset[int]:
+    """The ids that end generation by a model's generation config, which may name none, one or several."""
+    ends = getattr(generation_config, "eos_token_id", None)
+    return frozenset([ends] if isinstance(ends, int) else ends or [])
+
+
+def load_generation_config(spec: str | Path) -> Any:
+    """How a model wants to be sampled; None for a checkpoint that does not say."""
+    from transformers import GenerationConfig
+
+    quiet_transformers()
+    try:
+        return GenerationConfig.from_pretrained(resolve_model(spec))
+    except OSError:  # no such file
+        return None
 
 
 def pick_device(name: str = "auto") -> str:

@@ -40,7 +40,14 @@ REPORT = "report.md"
 def build(runs: Sequence[RunResults]) -> list[Table]:
     """All tables of the report on one run, or on several seeds of it."""
     averaged = [value_table(runs), search_table(runs), training_table(runs), cost_table(runs)]
-    tables = [accuracy_table(runs), differences_table(runs), averaged[0], calibration_table(runs), *averaged[1:]]
+    tables = [
+        accuracy_table(runs),
+        differences_table(runs),
+        kinds_table(runs),
+        averaged[0],
+        calibration_table(runs),
+        *averaged[1:],
+    ]
     if len(runs) > 1:
         tables.insert(1, seeds_table(runs))
         for table in averaged:
@@ -64,14 +71,17 @@ def report(out: str | Path, console: Console | None = None) -> Path:
 def combine(outs: Sequence[str | Path], console: Console | None = None, target: Path | None = None) -> str:
     """One report over several runs (seeds); written to `target` where given. Returns its markdown.
 
-    Raises StoreError when a folder holds no results or the runs did not measure the same phases.
+    What not all of them measured is left out. Raises StoreError when a folder holds no results or nothing is common.
     """
     runs = [load_run(out) for out in outs]
     if len({run.out.resolve() for run in runs}) < len(runs):
         raise StoreError("a run is named twice; give each run folder once")
+    common = set.intersection(*(set(run.rows) for run in runs))
     for run in runs[1:]:
-        if run.rows.keys() != runs[0].rows.keys():
-            raise StoreError(f"{run.out} and {runs[0].out} measured different rounds; finish both, or leave one out")
+        if run.rows and not common:
+            raise StoreError(f"{run.out} and {runs[0].out} measured nothing in common; finish both, or leave one out")
+    for run in runs:  # what only some of them measured cannot be pooled
+        run.rows = {measured: rows for measured, rows in run.rows.items() if measured in common}
     tables = build(runs)
     text = markdown(f"{len(runs)} runs" if len(runs) > 1 else f"Run {runs[0].out.name}", tables)
     if target is not None:
@@ -153,6 +163,29 @@ def differences_table(runs: Sequence[RunResults]) -> Table:
             "Where the interval includes 0 (excludes 0: no), the data do not show a difference; where only p does not "
             "agree, there are too few questions to be sure."
         )
+    return table
+
+
+def kinds_table(runs: Sequence[RunResults]) -> Table:
+    """The last phase, kind of question by kind: where the models are good, and where search helps."""
+    columns = ["", "answers", "greedy", "search", "search − greedy"]
+    table = Table("Held-out accuracy by kind of question, at the end", columns)
+    last = max(phases(runs), default=BASE)
+    groups: dict[str, dict[str, list[bool]]] = {}
+    for mode in MODES:
+        for run in runs:
+            for row in run.rows.get((last, mode), ()):
+                if (kind := run.kinds.get(row.id)) is not None:
+                    groups.setdefault(kind, {}).setdefault(mode, []).append(row.correct)
+    if len(groups) < 2:
+        return table
+    for kind, found in sorted(groups.items()):
+        shares = [_ratio(sum(found.get(mode, ())), len(found.get(mode, ()))) for mode in MODES]
+        greedy, search = shares
+        gain = ABSENT if greedy is None or search is None else points(search - greedy, None)
+        answers = max(map(len, found.values()))
+        table.rows.append([kind, str(answers), *(ABSENT if x is None else percent(x) for x in shares), gain])
+    table.notes.append("One kind has few questions: its numbers are rough, and no interval is given.")
     return table
 
 
@@ -261,29 +294,51 @@ def training_table(runs: Sequence[RunResults]) -> Table:
 
 
 def cost_table(runs: Sequence[RunResults]) -> Table:
-    columns = ["stage", "time", *"policy tokens,prompt tokens,cached,value tokens,policy tokens/s,memory".split(",")]
-    table = Table("Time and tokens by stage", columns)
+    columns = "policy tokens,prompt tokens,cache hits,value tokens,requests,policy tokens/s,busy,memory".split(",")
+    table = Table("Time and tokens by stage", ["stage", "time", *columns])
     stages = list(dict.fromkeys(r["stage"] for run in runs for r in run.records))
     for stage in stages:
         found = [r for run in runs for r in run.records if r["stage"] == stage]
         table.rows.append([stage, *_cost_cells(found, len(found))])
     table.rows.append(["all", *_cost_cells([r for run in runs for r in run.records], len(runs))])
-    table.notes.append("Memory: the most that the process had held by the end of the stage.")
+    table.notes.append(
+        "Cache hits: the share of the prompt tokens that were not computed again. Busy: the share of the search's time "
+        "in which the policy and the value model worked on a request. Memory: the most that the process had held by "
+        "the end of the stage."
+    )
+    owed = {r["stage"]: r["metrics"]["owed"] for run in runs for r in run.records if r["metrics"].get("owed")}
+    table.notes += [f"**The budget of {stage} left {n} questions unsearched or cut off.**" for stage, n in owed.items()]
     return table
 
 
 def _cost_cells(records: Sequence[dict[str, Any]], runs: int) -> list[str]:
-    seconds = sum(r["seconds"] for r in records)
-    used = [r for r in records if r.get("usage")]
-    memory = (
-        f"{max(held) / 1024:.1f} GiB" if (held := [r["memory_mb"] for r in records if r.get("memory_mb")]) else ABSENT
-    )
+    time = duration(sum(r["seconds"] for r in records) / runs)
+    used = [r["usage"] for r in records if r.get("usage")]
+    held = [r["memory_mb"] for r in records if r.get("memory_mb")]
+    memory = f"{max(held) / 1024:.1f} GiB" if held else ABSENT
     if not used:
-        return [duration(seconds / runs), *[ABSENT] * 5, memory]
-    names = ("policy_tokens", "prompt_tokens", "cached_tokens", "value_tokens")
-    total = {name: sum(r["usage"][name] for r in used) for name in names}
-    rate = _ratio(total["policy_tokens"], sum(r["seconds"] for r in used))
-    return [duration(seconds / runs), *(count(total[name] / runs) for name in names), count(rate), memory]
+        return [time, *[ABSENT] * 7, memory]
+    names = ("policy_tokens", "prompt_tokens", "cached_tokens", "value_tokens", "requests")
+    made, prompt, cached, valued, requests = (sum(usage[name] for usage in used) for name in names)
+    counts = [count(made / runs), count(prompt / runs), percent(_ratio(cached, prompt))]
+    counts += [count(valued / runs), count(requests / runs)]
+    return [time, *counts, *_speed_cells([r for r in records if r.get("usage")]), memory]
+
+
+def _speed_cells(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Policy tokens a second, and the shares of time in which policy and value model were busy.
+
+    A stage that was interrupted knows this of its last attempt, one of an older version does not know it.
+    """
+    known = [r["speed"] for r in records if r.get("speed")]
+    seconds = sum(speed["seconds"] for speed in known)
+    if not known:
+        made = sum(r["usage"]["policy_tokens"] for r in records)
+        return [count(_ratio(made, sum(r["seconds"] for r in records))), ABSENT]
+    rate, policy, value = (
+        _ratio(sum(speed[name] for speed in known), seconds) for name in ("policy_tokens", "policy_busy", "value_busy")
+    )
+    return [count(rate), f"{percent(policy)} + {percent(value)}" if value else percent(policy)]
 
 
 # ---------------------------------------------------------------- where and how

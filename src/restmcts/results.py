@@ -18,6 +18,8 @@ METRICS, CONFIG = "metrics.jsonl", "config.yaml"
 BASE, WARM = -1, 0
 """phases of a run: the untrained model, the warm start, then rounds 1, 2, …"""
 MODES = ("greedy", "search")
+KINDS = ("family", "subject", "type", "level")
+"""columns of question sets that say what kind of question it is, the most telling first"""
 
 
 def phase_name(phase: int) -> str:
@@ -35,6 +37,8 @@ class RunResults:
     """held-out rows by (phase, mode)"""
     questions: dict[str, str]
     """held-out questions by id: over several runs, equal questions are one cluster"""
+    kinds: dict[str, str]
+    """held-out questions by id: what kind they are, where the question set says so"""
     settings: dict[str, Any]
     """its config.yaml"""
 
@@ -55,10 +59,16 @@ def load_run(out: str | Path) -> RunResults:
     records = list(read_jsonl(out / METRICS))
     rows = {(r["phase"], r["mode"]): read_rows(out / r["stage"] / ROWS) for r in records if r["kind"] == "evaluate"}
     heldout = out / "data" / "heldout.jsonl"
-    questions = {p["id"]: p["question"] for p in read_jsonl(heldout)} if heldout.is_file() else {}
+    problems = list(read_jsonl(heldout)) if heldout.is_file() else []
+    questions = {p["id"]: p["question"] for p in problems}
+    kinds = {p["id"]: kind for p in problems if (kind := _kind(p.get("extra") or {})) is not None}
     config = out / CONFIG
     settings = read_yaml(config) if config.is_file() else {}
-    return RunResults(out, records, rows, questions, settings)
+    return RunResults(out, records, rows, questions, kinds, settings)
+
+
+def _kind(extra: Mapping[str, Any]) -> str | None:
+    return next((str(extra[column]) for column in KINDS if extra.get(column) not in (None, "")), None)
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 _NAN, _INF = float("nan"), float("inf")
 
 
@@ -60,52 +62,70 @@ def process_rewards(
     """
     above = _checked(parent, correct, unsolved, estimate)
     m, verified, right = _sweep_up(above, correct)
-    if right[0] == 0 and unsolved == "drop":
-        verified = [0] * len(above)
-    return Labels(*(np.array(column) for column in _sweep_down(above, m, verified, right, soft=estimate == "soft")))
+    labelled = (verified > 0) & (right[0] > 0 or unsolved == "zero")
+    r = np.full(len(above), _NAN)
+    r[labelled] = 1.0 - right[labelled] / verified[labelled] if estimate == "soft" else right[labelled] == 0
+    return _sweep_down(above, m, right > 0, r, labelled)
 
 
-def _sweep_up(above: list[int], correct: Sequence[bool | None]) -> tuple[list[float], list[int], list[int]]:
-    """Per node: steps to the nearest correct leaf at or below it (inf: none), verified leaves there, correct ones."""
-    m = [0.0 if verdict else _INF for verdict in correct]
-    verified = [int(verdict is not None) for verdict in correct]
-    right = [1 if verdict else 0 for verdict in correct]
-    for i in range(len(above) - 1, 0, -1):
+def _sweep_up(above: Ints, correct: Sequence[bool | None]) -> tuple[Floats, Ints, Ints]:
+    """Per node: steps to the nearest correct leaf at or below it (inf: none), verified leaves there, correct ones.
+
+    Leaves, which are most of a tree, are added to their parents all at once; only inner nodes one by one.
+    """
+    said = np.array(correct, dtype=np.float64)  # None becomes NaN
+    inner = _inner(above)
+    leaf_above = np.where(inner, 0, above)
+    right_leaves, verified_leaves = ~inner & (said == 1), ~inner & ~np.isnan(said)
+    m = np.where(said == 1, 0.0, _INF)
+    m[leaf_above[right_leaves]] = np.minimum(m[leaf_above[right_leaves]], 1.0)
+    counts = [
+        np.bincount(leaf_above[of_leaves], minlength=len(above)) + of_all
+        for of_leaves, of_all in ((verified_leaves, ~np.isnan(said)), (right_leaves, said == 1))
+    ]
+    nodes = inner.nonzero()[0][:0:-1]  # children first, without the root
+    steps, (verified, right) = m.tolist(), (count.tolist() for count in counts)
+    for i, p in zip(nodes.tolist(), above[nodes].tolist(), strict=True):
         if verified[i]:
-            p = above[i]
             verified[p] += verified[i]
             if right[i]:
                 right[p] += right[i]
-                if m[i] + 1 < m[p]:
-                    m[p] = m[i] + 1
-    return m, verified, right
+                if steps[i] + 1.0 < steps[p]:
+                    steps[p] = steps[i] + 1.0
+    return np.array(steps), np.array(verified), np.array(right)
 
 
-def _sweep_down(
-    above: list[int], m: list[float], verified: list[int], right: list[int], *, soft: bool
-) -> tuple[list[float], list[float], list[float], list[float]]:
-    """m, r, w, v of every node from those of its parent."""
-    count = len(above)
-    r, w, v = [_NAN] * count, [_NAN] * count, [_NAN] * count
-    for i, p in enumerate(above):
-        if not verified[i]:
-            m[i] = _NAN
-            continue
-        wrong = 1.0 - right[i] / verified[i] if soft else float(not right[i])
-        r[i] = wrong
-        if not i:
-            w[i] = v[i] = 0.0
-            continue
-        if not right[i]:
-            m[i] = m[p]
-        # In a tree without a correct leaf m is inf and w is 0; the + 0.0 makes that 0 of −0.
-        w[i] = reward = (1.0 - v[p]) / (m[i] + 1.0) * (1.0 - 2.0 * wrong) + 0.0
-        v[i] = max(v[p] + reward, 0.0)
-    return m, r, w, v
+def _sweep_down(above: Ints, m: Floats, right: Bools, r: Floats, labelled: Bools) -> Labels:
+    """m, w and v of every labelled node from those of its parent, which is labelled too: inner nodes first."""
+    inner, signs = _inner(above), 1.0 - 2.0 * r
+    nodes = (inner & labelled).nonzero()[0][1:]
+    steps, values = m.tolist(), [0.0] * len(above)
+    columns = (nodes, above[nodes], right[nodes], signs[nodes])
+    for i, p, good, sign in zip(*(column.tolist() for column in columns), strict=True):
+        if not good:
+            steps[i] = steps[p]
+        before = values[p]
+        after = before + (1.0 - before) / (steps[i] + 1.0) * sign
+        values[i] = after if after > 0.0 else 0.0
+    m, v = np.array(steps), np.array(values)
+    m = np.where(labelled, np.where(inner | right, m, m[above]), _NAN)
+    # In a tree without a correct leaf m is inf and w is 0; the + 0.0 makes that 0 of −0.
+    w = (1.0 - v[above]) / (m + 1.0) * signs + 0.0
+    w[0] = 0.0 if labelled[0] else _NAN
+    v = np.where(labelled, np.where(inner, v, np.maximum(v[above] + w, 0.0)), _NAN)
+    return Labels(m, r, w, v)
 
 
-def _checked(parent: Sequence[int], correct: Sequence[bool | None], unsolved: str, estimate: str) -> list[int]:
-    """`parent` as a list of int, when all is well."""
+def _inner(above: Ints) -> Bools:
+    """Whether each node has children; the root counts as one that does."""
+    inner = np.zeros(len(above), dtype=bool)
+    inner[0] = True
+    inner[above[1:]] = True
+    return inner
+
+
+def _checked(parent: Sequence[int], correct: Sequence[bool | None], unsolved: str, estimate: str) -> Ints:
+    """`parent` as an array, when all is well."""
     if unsolved not in ("zero", "drop"):
         raise ValueError(f"unsolved = {unsolved!r} is unknown; say 'zero' or 'drop'")
     if estimate not in ("hard", "soft"):
@@ -128,5 +148,4 @@ def _checked(parent: Sequence[int], correct: Sequence[bool | None], unsolved: st
         raise ValueError(
             f"node {node} is verified as {correct[node]!r}; say True, False, or None where nothing finished"
         )
-    above: list[int] = indices.tolist()
-    return above
+    return indices.astype(np.int64)

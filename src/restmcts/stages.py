@@ -8,9 +8,7 @@ A stage's settings and inputs are those that change its result; engines' speed s
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,7 @@ from restmcts.results import WARM
 from restmcts.search import SearchSettings
 from restmcts.store import StageFolder
 from restmcts.tasks import get_task
-from restmcts.types import Problem, Tree, Usage
+from restmcts.types import Problem, Tree
 
 LABELS, POLICY_ROWS, VALUE_ROWS = "labels.jsonl", "policy_rows.jsonl", "value_rows.jsonl"
 
@@ -66,9 +64,10 @@ def search(
     config = job.config
 
     def work(stage: StageFolder) -> dict[str, Any]:
-        on_tree = job.watch(stage, len(questions))
+        account = job.account(stage)
+        on_tree = job.watch(stage, len(questions), account)
         with OpenOnDemand(lambda: job.tools.load_engines(policy, value, ())) as engines:
-            trees = search_all(
+            found = search_all(
                 questions,
                 settings.method,
                 settings,
@@ -78,13 +77,10 @@ def search(
                 concurrency=config.engine.concurrency,
                 path=stage.path / TREES,
                 on_tree=on_tree,
+                account=account,
             )
-        return {
-            "questions": len(trees),
-            "nodes": sum(map(len, trees)),
-            "stops": dict(Counter(tree.stop for tree in trees)),
-            "usage": asdict(sum((tree.usage for tree in trees), Usage())),
-        }
+            kind = engines().kind
+        return {"questions": found.trees, **found.summary(), "engine": kind, "speed": account.speed()}
 
     asked = {"bootstrap": config.warm_start.bootstrap} if k == WARM else {}
     return job.stage(
@@ -152,9 +148,12 @@ def label(job: Job, k: int, data: Data, searched: Sequence[tuple[Path, Sequence[
 def _labelled(
     job: Job, folder: Path, questions: Sequence[Problem]
 ) -> tuple[list[Tree], list[TreeLabels], dict[str, Any]]:
-    """The trees of a search with their labels, in the order of its questions, and what came of them."""
+    """The trees of a search with their labels, in the order of its questions, and what came of them.
+
+    Questions that the stage's budget left unasked have none.
+    """
     stored = stored_trees(folder / TREES, questions)
-    trees = [stored[problem.id] for problem in questions]
+    trees = [stored[problem.id] for problem in questions if problem.id in stored]
     correct = verify(trees, job.grader)
     rules = job.config.labels
     labels = label_trees(trees, correct, unsolved=rules.unsolved, estimate=rules.estimate)
@@ -272,6 +271,7 @@ def _measure(
         models = {"policy": models["policy"]}
 
     def work(stage: StageFolder) -> dict[str, Any]:
+        account = job.account(stage)
         result = evaluate(
             problems,
             chosen.method,
@@ -281,9 +281,10 @@ def _measure(
             seed=job.seed("evaluate", mode),
             concurrency=config.engine.concurrency,
             folder=stage.path,
-            on_tree=job.watch(stage, len(problems)),
+            on_tree=job.watch(stage, len(problems), account),
+            account=account,
         )
-        return result.summary()
+        return {**result.summary(), "engine": engines().kind, "speed": account.speed()}
 
     inputs = {"heldout": data.folder / DATA_FILES["heldout"], **models}
     if examples:

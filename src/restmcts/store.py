@@ -115,6 +115,17 @@ class StageFolder:
             return self.manifest.seconds
         return float(self._begun["seconds"]) + time.monotonic() - self._since
 
+    def reopen(self) -> None:
+        """Take a finished stage up again: what it holds is kept, and more is to come. Raises StoreError."""
+        assert self.manifest is not None
+        old = self.manifest
+        self._begun = {"stage": self._begun["stage"], "settings": old.settings, "inputs": old.inputs}
+        self._begun |= {"seconds": old.seconds, "attempts": 1}
+        write_json(self.path / BEGUN, self._begun)
+        (self.path / MANIFEST).unlink()
+        self.manifest = None
+        self._since = time.monotonic()
+
     def finish(self, metrics: Mapping[str, Any] | None = None) -> Manifest:
         """Put everything in the folder on the disk, then write the manifest. Raises StoreError."""
         for file in sorted(self.path.rglob("*")):

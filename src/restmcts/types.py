@@ -1,7 +1,8 @@
 """The words everything else is written in: problems, steps, requests and replies, trees.
 
 A search method yields a request (`Propose`, `Score`, `Critique`) and is sent a reply (`Proposals`, `Scores`,
-`Verdict`, or `Failed` when the engine could not answer). Absent is `None`, never 0.
+`Verdict`, or `Failed` when the engine could not answer); or it yields several at once, and is sent as many replies.
+Absent is `None`, never 0.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ SCHEMA_VERSION = 1
 
 Status = Literal["open", "finished", "dead"]
 """open: may be continued · finished: holds an answer · dead: ended without one (see `Tree.reason`)."""
+
+STAGE_BUDGET = "stage_budget"
+"""`Tree.stop` of a search that ended because the budget of its whole stage was spent"""
 
 Finish = Literal["step", "end", "length"]
 """Why a sample stopped: at the step delimiter, at the model's end of turn, or at the token limit."""
@@ -59,10 +63,21 @@ class Usage:
     value_tokens: int = 0
     """tokens the value model was given, cached ones excluded"""
     requests: int = 0
+    """requests to both models"""
     seconds: float = 0.0
+    value_requests: int = 0
+    """of `requests`, those to the value model; counted by drive"""
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Usage)))
+        return Usage(
+            self.policy_tokens + other.policy_tokens,
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.value_tokens + other.value_tokens,
+            self.requests + other.requests,
+            self.seconds + other.seconds,
+            self.value_requests + other.value_requests,
+        )
 
 
 # ---------------------------------------------------------------- requests
@@ -153,6 +168,11 @@ class Failed:
 
 Reply = Proposals | Scores | Verdict | Failed
 
+Ask = Request | tuple[Request, ...]
+"""what a method yields: a request, or several that may be in flight together"""
+Answer = Reply | tuple[Reply | None, ...]
+"""what it is sent: the reply; or one for each of several, None for those that the budget did not suffice for"""
+
 
 class BudgetExhausted(Exception):
     """Thrown into a search generator when its budget is spent: it stops asking and returns its tree."""
@@ -160,7 +180,7 @@ class BudgetExhausted(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Hard limits for one problem; None is no limit."""
+    """Hard limits, for one problem or for all of a stage; None is no limit."""
 
     policy_tokens: int | None = None
     value_tokens: int | None = None
@@ -208,9 +228,12 @@ class Tree:
     """the node whose answer is given, None if nothing finished"""
     final_answer: str | None = None
     stop: str = "running"
-    """why the search ended: threshold · exhausted · iterations · budget · failed · done"""
+    """why the search ended: threshold · exhausted · iterations · decided · budget · stage_budget · failed · done"""
     failures: list[str] = field(default_factory=list)
     usage: Usage = Usage()
+
+    _children: list[list[int] | None] = field(default_factory=list, init=False, repr=False, compare=False)
+    """derived from `parent`, see `children`; no part of the record"""
 
     def __len__(self) -> int:
         return len(self.parent)
@@ -252,6 +275,23 @@ class Tree:
             node = self.parent[node]
         return nodes[::-1]
 
+    def children(self, node: int) -> Sequence[int]:
+        """Indices of the children of `node`, in order of creation.
+
+        They are looked up in an index that takes in what was added since it was last asked: a search that asks after
+        every expansion pays a constant for each node, and a tree that nobody asks has no index.
+        """
+        index = self._children
+        for child in range(len(index), len(self.parent)):
+            index.append(None)
+            if child:
+                siblings = index[self.parent[child]]
+                if siblings is None:
+                    index[self.parent[child]] = [child]
+                else:
+                    siblings.append(child)
+        return index[node] or ()
+
     def step(self, node: int) -> Step:
         ids = self.ids[node]
         return Step(self.text[node], None if ids is None else tuple(ids))
@@ -274,9 +314,8 @@ class Tree:
             "solution": self.problem.solution,
             "task": self.problem.task,
         }
-        for f in fields(self):
-            if f.name not in ("problem", "usage"):
-                record[f.name] = getattr(self, f.name)
+        for name in _RECORDED:
+            record[name] = getattr(self, name)
         record["usage"] = {f.name: getattr(self.usage, f.name) for f in fields(Usage)}
         return record
 
@@ -285,14 +324,13 @@ class Tree:
         """Rebuild a tree. Raises ValueError naming what is wrong with the record."""
         if record.get("schema") != SCHEMA_VERSION:
             raise ValueError(f"tree schema {record.get('schema')!r} is not {SCHEMA_VERSION}")
-        names = [f.name for f in fields(cls) if f.name not in ("problem", "usage")]
-        missing = [name for name in names if name not in record]
+        missing = [name for name in _RECORDED if name not in record]
         if missing:
             raise ValueError(f"tree record lacks {', '.join(missing)}")
         tree = cls(
             problem=Problem(**record["problem"]),
             usage=Usage(**record["usage"]),
-            **{name: record[name] for name in names},
+            **{name: record[name] for name in _RECORDED},
         )
         tree.check()
         return tree
@@ -310,3 +348,7 @@ class Tree:
         for node, parent in enumerate(self.parent[1:], start=1):
             if not 0 <= parent < node:
                 raise ValueError(f"node {node} has parent {parent}; parents come before children")
+
+
+_RECORDED = tuple(f.name for f in fields(Tree) if f.init and f.name not in ("problem", "usage"))
+"""the fields that a record holds as they are"""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from restmcts.engines.busy import Busy
 from restmcts.errors import EngineError
 from restmcts.types import Critique, Proposals, Propose, Score, Scores, Usage, Verdict
 
@@ -30,6 +31,10 @@ class PolicyEngine(Protocol):
     tokenizer_id: str | None
     """fingerprint of the vocabulary that `Step.ids` belong to; None for engines without token ids"""
 
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds so far in which at least one of its requests was being worked on (see `Busy`)."""
+
     async def propose(self, request: Propose) -> Proposals: ...
 
     async def critique(self, request: Critique) -> Verdict: ...
@@ -43,6 +48,9 @@ class ValueEngine(Protocol):
     identity: str
     tokenizer_id: str | None
 
+    @property
+    def busy_seconds(self) -> float: ...
+
     async def score(self, request: Score) -> Scores: ...
 
     async def close(self) -> None: ...
@@ -54,8 +62,13 @@ class Engines:
 
     policy: PolicyEngine
     value: ValueEngine | None = None
+    kind: str | None = None
+    """which of `opening.ENGINES` serves them; None when they were put together by hand"""
 
     async def close(self) -> None:
         await self.policy.close()
         if self.value is not None:
             await self.value.close()
+
+
+__all__ = ["Busy", "Engines", "PolicyEngine", "TransientError", "ValueEngine"]

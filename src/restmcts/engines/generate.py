@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from restmcts.encoding import Encoder
+from restmcts.engines.busy import Busy
 from restmcts.engines.kv import ATTENTION, Chain, PrefixModel, Rows
 from restmcts.engines.settings import EngineSettings
 from restmcts.engines.worker import Letter, Mailbox, Worker
 from restmcts.errors import EngineError
+from restmcts.models import configured_ends
 from restmcts.seeds import derive_seed
 from restmcts.types import Critique, Path, Problem, Proposals, Propose, Sample, Step, Usage, Verdict
 
@@ -48,6 +50,7 @@ class _Row:
     pending: int
     fork: int = 1
     new: list[int] = field(default_factory=list)
+    logprob: float = 0.0
 
 
 class TransformersPolicy:
@@ -57,6 +60,7 @@ class TransformersPolicy:
         self.identity = identity
         self.encoder = encoder
         self.tokenizer_id: str | None = encoder.tokenizer_id
+        self.busy = Busy()
         model.set_attn_implementation(ATTENTION)
         self._model = model
         self._max_rows = settings.max_rows
@@ -65,7 +69,7 @@ class TransformersPolicy:
         self._rows: list[_Row] = []
         self._pieces: dict[int, str] = {}
         self._context = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
-        self._end_ids = encoder.end_ids | _configured_ends(model)
+        self._end_ids = encoder.end_ids | configured_ends(model.generation_config)
         self._worker = Worker.of(str(model.device))
         self._mail = Mailbox(self._worker)
         self._worker.add(self)
@@ -79,6 +83,11 @@ class TransformersPolicy:
         text = reply.samples[0].step.text
         solved = text.lstrip("*\"' ").upper().startswith("SOLVED")
         return Verdict(solved, None if solved or not text else text, reply.usage)
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds in which a step of this model was being computed."""
+        return self.busy.seconds
 
     async def close(self) -> None:
         self._worker.remove(self)
@@ -107,9 +116,10 @@ class TransformersPolicy:
             return
         hidden = self._kv.forward(0, [[row.pending] for row in self._rows])
         logits = self._model.lm_head(hidden).float()
-        for row, token in zip(self._rows, self._draw(logits[self._fork()]), strict=True):
+        for row, (token, logprob) in zip(self._rows, self._draw(logits[self._fork()]), strict=True):
             row.new.append(token)
             row.pending = token
+            row.logprob += logprob
             row.job.generated += 1
         for at in reversed(range(len(self._rows))):
             self._finish(at)
@@ -180,8 +190,11 @@ class TransformersPolicy:
             row.fork = 1
         return torch.tensor(source)
 
-    def _draw(self, logits: torch.Tensor) -> list[int]:
-        """One token per row: argmax at temperature 0, else by inverse CDF at the row's own uniform number."""
+    def _draw(self, logits: torch.Tensor) -> list[tuple[int, float]]:
+        """One token per row and its log-probability (at temperature 1, whatever it was drawn at).
+
+        It is the argmax at temperature 0, else drawn by inverse CDF at the row's own uniform number.
+        """
         temperature = torch.tensor([row.job.temperature for row in self._rows], device=logits.device)
         chosen = logits.argmax(dim=-1)
         if bool((temperature > 0).any()):
@@ -190,7 +203,8 @@ class TransformersPolicy:
             point = torch.tensor(uniform, device=logits.device)[:, None] * cdf[:, -1:]
             sampled = torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
             chosen = torch.where(temperature > 0, sampled, chosen)
-        return [int(token) for token in chosen.tolist()]
+        logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        return list(zip(chosen.tolist(), logprobs.tolist(), strict=True))
 
     def _finish(self, at: int) -> None:
         row, job = self._rows[at], self._rows[at].job
@@ -213,16 +227,16 @@ class TransformersPolicy:
         """The row's sample if it has ended."""
         if row.new[-1] in self._end_ids:
             new = row.new[:-1]
-            return Sample(Step(self.encoder.decode(new).strip(), tuple(new)), "end")
+            return Sample(Step(self.encoder.decode(new).strip(), tuple(new)), "end", row.logprob)
         delimiter = self.encoder.delimiter
         if delimiter[-1] in self._piece(row.new[-1]):
             text, found, rest = self.encoder.decode(row.new).lstrip().partition(delimiter)
             if found:
                 # A token that reaches into the next step cannot be kept as this step's: the text is.
                 ids = None if rest.strip() else tuple(row.new)
-                return Sample(Step(text.strip(), ids), "step")
+                return Sample(Step(text.strip(), ids), "step", row.logprob)
         if len(row.new) >= row.job.max_tokens:
-            return Sample(Step(self.encoder.decode(row.new).strip(), tuple(row.new)), "length")
+            return Sample(Step(self.encoder.decode(row.new).strip(), tuple(row.new)), "length", row.logprob)
         return None
 
     def _piece(self, token: int) -> str:
@@ -243,8 +257,3 @@ def _fits(request: Any, room: int) -> bool:
 def _uniform(seed: int, index: int, position: int) -> float:
     """A number in [0, 1) that depends on the sample's identity and the token's position alone."""
     return derive_seed(seed, index, position) / (1 << 63)
-
-
-def _configured_ends(model: Any) -> frozenset[int]:
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    return frozenset([ends] if isinstance(ends, int) else ends or [])

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from restmcts.encoding import Encoder, user_turn
-from restmcts.engines import TransientError
+from restmcts.engines import Busy, TransientError
 from restmcts.engines.asking import Asker
 from restmcts.engines.reading import Reply, count, estimate, is_number, read_reply
 from restmcts.engines.server import Junk, Refused, Server
@@ -42,6 +42,12 @@ class PoolingValue:
         # Beside /v1, not below it.
         self._url = server.url.removesuffix("/v1") + "/pooling"
         self._logits = self._gives_logits()
+        self._busy = Busy()
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds in which at least one request was on its way."""
+        return self._busy.seconds
 
     async def score(self, request: Score) -> Scores:
         if not request.paths:
@@ -58,7 +64,8 @@ class PoolingValue:
             return Scores(values, Usage(value_tokens=max(given - cached, 0), requests=1))
 
         try:
-            return await self._server.ask(self._url, self._body(inputs, logits=self._logits), read)
+            with self._busy:
+                return await self._server.ask(self._url, self._body(inputs, logits=self._logits), read)
         except Refused as error:
             raise TransientError(str(error), again=False) from None
 
@@ -129,6 +136,12 @@ class JudgeValue:
         self._server = server
         self._asker = asker
         self._most = most_tokens
+        self._busy = Busy()
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds in which at least one request was on its way."""
+        return self._busy.seconds
 
     async def score(self, request: Score) -> Scores:
         asked = (self._one(request.problem, path) for path in request.paths)
@@ -156,7 +169,8 @@ class JudgeValue:
         for temperature in (0.0, *(1.0,) * (self.ASKED - 1)):
             body = self._asker.body(prompt, n=1, max_tokens=self._most, temperature=temperature, seed=None, stop=())
             try:
-                reply = await self._server.ask(self._asker.way.path, body, lambda raw: read_reply(raw, self._most))
+                with self._busy:
+                    reply = await self._server.ask(self._asker.way.path, body, lambda raw: read_reply(raw, self._most))
             except Refused as error:
                 raise TransientError(str(error), again=False, usage=usage) from None
             except TransientError as error:

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from restmcts import models
-from restmcts.encoding import Encoder, PromptSettings
-from restmcts.engines import Engines, TransientError
+from restmcts.encoding import Encoder, PromptSettings, shown_examples
+from restmcts.engines import Busy, Engines, TransientError
 from restmcts.engines.asking import Asker, Way, find_way
 from restmcts.engines.judging import JudgeValue, PoolingValue
 from restmcts.engines.reading import Choice, Reply, estimate, read_reply
@@ -60,6 +60,12 @@ class ServerPolicy:
         self._delimiter = asker.prompt.delimiter
         self._seeds = settings.server.seeds
         self._estimates = False
+        self._busy = Busy()
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds in which at least one request was on its way."""
+        return self._busy.seconds
 
     async def propose(self, request: Propose) -> Proposals:
         """Greedy samples are all the same: they are drawn once."""
@@ -134,7 +140,8 @@ class ServerPolicy:
             stop=[self._delimiter],
         )
         try:
-            reply = await self._server.ask(self._way.path, body, lambda raw: read_reply(raw, max_tokens))
+            with self._busy:
+                reply = await self._server.ask(self._way.path, body, lambda raw: read_reply(raw, max_tokens))
         except Refused as error:
             if error.status == 404:  # the model is there no more
                 raise
@@ -220,7 +227,7 @@ def load_policy(
     """Connect to the policy and find out how it is asked."""
     encoder, prompt = _encoder(str(policy), prompt, settings, examples)
     server = Server(settings.server.base_url, settings.server)
-    asker = Asker(str(policy), prompt, examples, encoder, Way("chat"))
+    asker = Asker(str(policy), prompt, shown_examples(prompt, examples), encoder, Way("chat"))
     try:
         way = find_way(asker, settings.server.ask, server.ask_now)
     except Refused as error:

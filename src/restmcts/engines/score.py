@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from restmcts.encoding import Encoder
+from restmcts.engines.busy import Busy
 from restmcts.engines.kv import ATTENTION, Chain, PrefixModel
 from restmcts.engines.settings import EngineSettings
 from restmcts.engines.worker import Letter, Mailbox, Worker
@@ -28,6 +29,7 @@ class TransformersValue:
         self.identity = identity
         self.encoder = encoder
         self.tokenizer_id: str | None = encoder.tokenizer_id
+        self.busy = Busy()
         model.set_attn_implementation(ATTENTION)
         self._head = model.score
         self._prefixes = PrefixModel(model, settings.cache_mb << 20)
@@ -41,6 +43,11 @@ class TransformersValue:
             return Scores(())
         reply: Scores = await self._mail.ask(request)
         return reply
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds in which a step of this model was being computed."""
+        return self.busy.seconds
 
     async def close(self) -> None:
         self._worker.remove(self)

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from restmcts.engines import Engines
+from restmcts.engines import Busy, Engines
 from restmcts.seeds import derive_seed
 from restmcts.types import Critique, Path, Problem, Proposals, Propose, Sample, Score, Scores, Step, Usage, Verdict
 
@@ -33,9 +33,15 @@ class _Scripted:
         self.tokenizer_id: str | None = None
         self._latency = latency
         self._delays = random.Random(order)
+        self._busy = Busy()
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds in which at least one request was being worked on."""
+        return self._busy.seconds
 
     async def _wait(self) -> None:
-        await asyncio.sleep(self._latency * self._delays.random())
+        await asyncio.sleep(self._latency and self._latency * self._delays.random())
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -62,7 +68,11 @@ class ScriptedPolicy(_Scripted):
         self._critic = critic
 
     async def propose(self, request: Propose) -> Proposals:
-        await self._wait()
+        with self._busy:
+            await self._wait()
+            return self._proposals(request)
+
+    def _proposals(self, request: Propose) -> Proposals:
         greedy = derive_seed("greedy", request.problem.question, *(step.text for step in request.path))
         samples, spent = [], 0
         for i in range(request.n):
@@ -78,7 +88,11 @@ class ScriptedPolicy(_Scripted):
         return Proposals(tuple(samples), Usage(policy_tokens=spent, prompt_tokens=prompt, requests=1))
 
     async def critique(self, request: Critique) -> Verdict:
-        await self._wait()
+        with self._busy:
+            await self._wait()
+            return self._verdict(request)
+
+    def _verdict(self, request: Critique) -> Verdict:
         verdict = Verdict(solved=False) if self._critic is None else self._critic(request)
         spent = min(len((verdict.advice or "solved").split()), request.max_tokens)
         prompt = _words(request.problem, request.path)
@@ -101,14 +115,18 @@ class ScriptedValue(_Scripted):
         self._script = script
 
     async def score(self, request: Score) -> Scores:
-        await self._wait()
+        with self._busy:
+            await self._wait()
+            return self._scores(request)
+
+    def _scores(self, request: Score) -> Scores:
         values = tuple(self._script(request.problem, path) for path in request.paths)
         tokens = sum(_words(request.problem, path) for path in request.paths)
         return Scores(values, Usage(value_tokens=tokens, requests=1))
 
 
 def _words(problem: Problem, path: Path) -> int:
-    return len(problem.question.split()) + sum(len(step.text.split()) + 1 for step in path)
+    return len(problem.question.split()) + len(" ".join([step.text for step in path]).split()) + len(path)
 
 
 # ---------------------------------------------------------------- the built-in pair
@@ -124,6 +142,11 @@ def load_scripted(*, latency: float = 0.0, order: int = 0) -> tuple[ScriptedPoli
 def scripted_engines(*, latency: float = 0.0, order: int = 0) -> Engines:
     """`load_scripted` as the pair that a search is given."""
     return Engines(*load_scripted(latency=latency, order=order))
+
+
+def load_engines(*_: object) -> Engines:
+    """The pair, whatever models, prompt and settings are asked for (see `opening.ENGINES`)."""
+    return scripted_engines()
 
 
 def solve_step(request: Propose, seed: int) -> Sample | str:

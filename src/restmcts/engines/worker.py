@@ -12,11 +12,15 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
+from restmcts.engines.busy import Busy
 from restmcts.errors import EngineError
 
 
 class Stepper(Protocol):
     """A model that does its work in steps."""
+
+    busy: Busy
+    """counts the time its steps take"""
 
     def urgency(self) -> float:
         """How much a step is due now; 0 means nothing to do."""
@@ -71,7 +75,8 @@ class Worker:
                     continue
             with self._stepping:
                 try:
-                    due.step()
+                    with due.busy:
+                        due.step()
                 except Exception as error:  # whatever a model raises, its callers must hear of it
                     due.fail(_engine_error(error))
             del due  # a closed model must not be kept in memory until the next step

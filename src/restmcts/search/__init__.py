@@ -9,17 +9,18 @@ A method yields requests and is sent replies; `drive` connects it to engines, a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from difflib import get_close_matches
 
 from restmcts.errors import ConfigError
 from restmcts.search.chains import cot, sample
 from restmcts.search.mcts_star import mcts_star
+from restmcts.search.nodes import Search
 from restmcts.search.settings import SearchSettings
 from restmcts.tasks import Task
-from restmcts.types import Problem, Reply, Request, Tree
+from restmcts.types import Problem
 
-Method = Callable[[Problem, SearchSettings, int, Task], Generator[Request, Reply, Tree]]
+Method = Callable[[Problem, SearchSettings, int, Task], Search]
 """(problem, settings, seed, task) → a generator of requests that returns its tree"""
 
 SEARCHES: dict[str, Method] = {"mcts_star": mcts_star, "cot": cot, "sample": sample}
@@ -34,4 +35,4 @@ def get_search(name: str) -> Method:
     return SEARCHES[name]
 
 
-__all__ = ["SEARCHES", "Method", "SearchSettings", "cot", "get_search", "mcts_star", "sample"]
+__all__ = ["SEARCHES", "Method", "Search", "SearchSettings", "cot", "get_search", "mcts_star", "sample"]

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Sequence
 from statistics import fmean
-from typing import Literal
+from typing import Literal, TypeVar
 
-from restmcts.search.settings import SearchSettings
+from restmcts.search.settings import AnswerRule, SearchSettings
 from restmcts.tasks import Task
-from restmcts.types import Failed, Finish, Problem, Proposals, Reply, Request, Score, Scores, Tree
+from restmcts.types import Answer, Ask, Failed, Finish, Problem, Proposals, Reply, Request, Score, Scores, Tree
 
-Search = Generator[Request, Reply, Tree]
+LEAST_COVERED = 0.01
+"""The share of the policy's probability that the finished leaves must cover for their own to count as votes."""
+
+T = TypeVar("T")
+Search = Generator[Ask, Answer, Tree]
 """A running search: yields requests, is sent replies, returns its tree."""
+Phase = Generator[Request, Reply, T]
+"""A part of a search that asks one thing at a time."""
 
 
 def new_tree(problem: Problem, settings: SearchSettings, seed: int, method: str) -> Tree:
@@ -31,7 +38,7 @@ def add_samples(
     empty, ended the model's turn, was cut off at the token limit, or lies at the depth limit.
     """
     depth = len(tree.nodes_to(parent)) + 1
-    siblings = {_identity(tree, n): n for n in range(parent + 1, len(tree)) if tree.parent[n] == parent}
+    siblings = {(tree.text[n], tree.reason[n]): n for n in tree.children(parent)}
     nodes: dict[int, None] = {}
     for sample in reply.samples:
         text = sample.step.text
@@ -58,10 +65,6 @@ def add_samples(
     return list(nodes)
 
 
-def _identity(tree: Tree, node: int) -> tuple[str, str | None]:
-    return tree.text[node], tree.reason[node]
-
-
 def _why_dead(text: str, finish: Finish, depth: int, max_depth: int) -> str | None:
     if not text.strip():
         return "empty"
@@ -70,20 +73,33 @@ def _why_dead(text: str, finish: Finish, depth: int, max_depth: int) -> str | No
     return "depth" if depth >= max_depth else None
 
 
-def score_nodes(tree: Tree, nodes: Sequence[int]) -> Generator[Request, Reply, bool]:
-    """Ask V for those `nodes` that have no value yet and are not dead; returns whether V could be asked.
+def ask_all(requests: Sequence[Request]) -> Generator[Ask, Answer, Sequence[Reply | None]]:
+    """Ask several things at once; one alone is asked as it is. None stands for what the budget did not suffice for."""
+    if len(requests) == 1:
+        reply = yield requests[0]
+        assert not isinstance(reply, tuple)
+        return (reply,)
+    replies = yield tuple(requests)
+    assert isinstance(replies, tuple)
+    return replies
+
+
+def score_nodes(tree: Tree, nodes: Sequence[int]) -> Phase[bool]:
+    """Ask V for those `nodes`, siblings, that have no value yet and are not dead; returns whether V could be asked.
 
     A failure is recorded and leaves them without a value: None, which is not 0.
     """
     wanted = [n for n in nodes if tree.raw_value[n] is None and tree.status[n] != "dead"]
     if not wanted:
         return True
-    reply = yield Score(tree.problem, tuple(tree.path(n) for n in wanted))
+    above = {parent: tree.path(parent) for parent in {tree.parent[n] for n in wanted}}
+    reply = yield Score(tree.problem, tuple((*above[tree.parent[n]], tree.step(n)) for n in wanted))
     if not isinstance(reply, Scores):
         note_failure(tree, "score", reply)
         return False
     for node, value in zip(wanted, reply.values, strict=True):
-        tree.raw_value[node] = tree.value[node] = value
+        if tree.raw_value[node] is None:  # else another iteration in flight has asked too, and perhaps backed it up
+            tree.raw_value[node] = tree.value[node] = value
     return True
 
 
@@ -92,27 +108,61 @@ def note_failure(tree: Tree, what: str, reply: Reply) -> None:
     tree.failures.append(f"{what}: {reply.reason if isinstance(reply, Failed) else f'got {type(reply).__name__}'}")
 
 
-def conclude(tree: Tree, rule: str, task: Task) -> Tree:
+def conclude(tree: Tree, settings: SearchSettings, task: Task, *, usual_rule: AnswerRule) -> Tree:
     """Choose the answer among the finished leaves; returns the tree. Where nothing finished there is no answer.
 
-    `vote`: leaves whose answers are equal under `task.key` add up their raw values, each times its copies; the result
-    is the best leaf of the winner. `best`: the leaf with the highest raw value. Earlier leaves win ties.
-    A leaf that V could not score votes like the average scored one and is the result only where no scored leaf can be;
-    where V was never asked, every leaf counts 1, and the vote is the majority of self-consistency.
+    With the rule `best` the answer is that of the highest-valued leaf. With the others, leaves whose answers are equal
+    under `task.key` add up their weights (see `leaf_weights`), and the result is the highest-valued leaf of the winner.
+    Earlier leaves win ties. `usual_rule` is the method's own, for settings that name none. A leaf that V could not
+    score is the result only where no scored leaf can be.
     """
     finished = tree.finished()
     if not finished:
         return tree
-    known = [v for n in finished if (v := tree.raw_value[n]) is not None]
-    usual = fmean(known) if known else 1.0
-    if rule == "vote":
+    rule = settings.answer_rule or usual_rule
+    if rule != "best":
+        weights = leaf_weights(tree, finished, rule)
         votes: dict[str, float] = {}
         keys = {n: task.key(tree.answer[n] or "") for n in finished}
-        for n, key in keys.items():
-            value = tree.raw_value[n]
-            votes[key] = votes.get(key, 0.0) + (usual if value is None else value) * tree.copies[n]
+        for n in finished:
+            votes[keys[n]] = votes.get(keys[n], 0.0) + weights[n]
         winner = max(votes, key=votes.__getitem__)
         finished = [n for n in finished if keys[n] == winner]
     tree.result = max(finished, key=lambda n: -1.0 if (v := tree.raw_value[n]) is None else v)
     tree.final_answer = tree.answer[tree.result]
     return tree
+
+
+def leaf_weights(tree: Tree, finished: Sequence[int], rule: AnswerRule) -> dict[int, float]:
+    """What each finished leaf counts for its answer.
+
+    - `majority`: how often it was sampled (self-consistency).
+    - `weighted`: that, times its value (SC + PRM).
+    - `posterior`: π(path) · V(path), the probability that the policy takes this very path, times its value. What is
+      counted with `weighted` is known exactly here, so it is not blurred by chance, nor by how the search divided its
+      samples. Of long solutions the few that are found are a vanishing part of what the policy might say, and their
+      probabilities differ by orders of magnitude for no reason that matters: where all leaves together have less than
+      `LEAST_COVERED`, and where the engine tells no probabilities, this is `weighted`.
+
+    A leaf that V could not score is worth as much as the average scored one; where V was never asked, every value is 1.
+    """
+    if rule == "majority":
+        return {n: float(tree.copies[n]) for n in finished}
+    known = [v for n in finished if (v := tree.raw_value[n]) is not None]
+    usual = fmean(known) if known else 1.0
+    values = {n: usual if (v := tree.raw_value[n]) is None else v for n in finished}
+    if rule == "posterior":
+        chances = path_probabilities(tree)
+        found = [chance for n in finished if (chance := chances[n]) is not None]
+        if len(found) == len(finished) and sum(found) >= LEAST_COVERED:
+            return {n: values[n] * chance for n, chance in zip(finished, found, strict=True)}
+    return {n: values[n] * tree.copies[n] for n in finished}
+
+
+def path_probabilities(tree: Tree) -> list[float | None]:
+    """π(path) of every node: how probable its steps are under the policy, at temperature 1. None where not all tell."""
+    logs: list[float | None] = [0.0]
+    for node in range(1, len(tree)):
+        above, own = logs[tree.parent[node]], tree.logprob[node]
+        logs.append(None if above is None or own is None else above + own)
+    return [None if log is None else math.exp(log) for log in logs]

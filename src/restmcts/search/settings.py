@@ -9,6 +9,9 @@ from pydantic import Field
 from restmcts.settings import Settings
 from restmcts.types import Budget
 
+AnswerRule = Literal["majority", "weighted", "posterior", "best"]
+"""See `nodes.leaf_weights`."""
+
 
 class SearchSettings(Settings):
     """How to look for a solution. One object serves all methods; each reads what it needs."""
@@ -37,10 +40,27 @@ class SearchSettings(Settings):
         default=False, description="ask the policy before each expansion whether it is done, and for advice"
     )
     critic_tokens: int = Field(default=48, ge=1, description="most tokens of one word of the self-critic")
-    answer_rule: Literal["vote", "best"] = Field(
-        default="vote", description="vote: finished leaves vote with their values; best: the highest-valued leaf"
+    answer_rule: AnswerRule | None = Field(
+        default=None,
+        description="how finished leaves make the answer: majority, weighted (by value), posterior (probability under "
+        "the policy × value) or best (highest value); unset: majority for sample, posterior for mcts_star",
     )
     samples: int = Field(default=8, ge=1, description="chains of the method `sample`")
+    parallel: int = Field(
+        default=1,
+        ge=1,
+        description="expansions in flight at least, where there are few questions: so many in one tree, half as many "
+        "in each of two, … and one in each from so many questions on; a tree records its own number",
+    )
+    stop_decided: bool = Field(
+        default=False, description="end the search when what is left of it cannot change the answer"
+    )
+    stop_lead: float | None = Field(
+        default=None,
+        gt=0,
+        description="end the search when the leading answer is so far ahead, though more search might change it: by so "
+        "many votes, or with the rule posterior by so much of the policy's probability",
+    )
     budget_tokens: int | None = Field(default=None, ge=1, description="most policy tokens for one question")
     budget_value_tokens: int | None = Field(
         default=None, ge=1, description="value tokens for one question after which no more scores are asked for"
@@ -52,3 +72,8 @@ class SearchSettings(Settings):
     def budget(self) -> Budget:
         """The hard limits that `drive` holds each tree to."""
         return Budget(self.budget_tokens, self.budget_value_tokens, self.budget_seconds)
+
+    def shared_by(self, questions: int) -> SearchSettings:
+        """The settings of each of so many trees: what is to be in flight is shared out among them."""
+        parallel = max(1, self.parallel // max(1, questions))
+        return self if parallel == self.parallel else self.model_copy(update={"parallel": parallel})

@@ -40,12 +40,17 @@ class GeneratedSet:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A question, its steps without the closing answer, its answer, and what makes it the same as another."""
+    """A question, its steps without the closing answer, its answer, and what makes it the same as another.
+
+    `known` is what an answer is checked against, where that is not the answer itself.
+    """
 
     question: str
     steps: tuple[str, ...]
     answer: str
     key: str
+    task: str = "numeric"  # a number; a sum left undone is no answer
+    known: str | None = None
 
 
 Writer = Callable[[Mapping[str, Any], str], Item | None]
@@ -181,6 +186,22 @@ def _triangle(metadata: Mapping[str, Any], answer: str) -> Item | None:
     return _item(f"Two angles of a triangle are {a} and {b} degrees. What is the third angle?", steps, answer)
 
 
+def _countdown(metadata: Mapping[str, Any], answer: str) -> Item | None:
+    """Three small numbers and a target: the operations in order, then the whole expression as the answer."""
+    expression = re.sub(r"\s*([-+*])\s*", r" \1 ", answer)
+    worked = evaluate(expression)
+    if worked is None or worked[1] != metadata["target"]:
+        return None
+    numbers = metadata["numbers"]
+    if sorted(map(int, re.findall(r"\d+", expression))) != sorted(numbers):
+        return None
+    question = f"Make {worked[1]} from {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}."
+    # The same numbers in another order are the same question.
+    listed = " ".join(map(str, sorted(numbers)))
+    known = f"{worked[1]} from all of {listed}"
+    return Item(question, worked[0], expression, f"countdown {known}", "countdown", known)
+
+
 def _item(question: str, steps: tuple[str, ...], answer: str) -> Item | None:
     """The item, or None where the steps do not arrive at reasoning-gym's answer."""
     return Item(question, steps, answer, normal_question(question)) if steps[-1].endswith(f" {answer}") else None
@@ -248,11 +269,29 @@ FAMILIES: dict[str, tuple[Level, ...]] = {
         ),
     ),
     "simple_geometry": (Level("triangle", "simple_geometry", {"max_sides": 3, "max_angle": 85}, _triangle),),
+    # Checking is easier here than finding: what a search is good for.
+    "countdown": (
+        Level(
+            "3 numbers, 1 digit",
+            "countdown",
+            {
+                "min_numbers": 3,
+                "max_numbers": 3,
+                "max_value": 9,
+                "min_target": 5,
+                "max_target": 60,
+                "operators": ("+", "-", "*"),
+            },
+            _countdown,
+        ),
+    ),
     "word": tuple(Level(f"{n} step" + "s" * (n > 1), "word", {"steps": n}) for n in (1, 2, 3)),
 }
 
 SETS: dict[str, tuple[str, ...]] = {
-    "demo": ("chain_sum", "word", "products", "basic_arithmetic", "chain_sum", "word", "gcd", "simple_equations"),
+    "demo": (
+        *"chain_sum countdown word products countdown basic_arithmetic word gcd countdown simple_equations".split(),
+    ),
     "mixed": tuple(FAMILIES),
     "arithmetic": tuple(family for family in FAMILIES if family != "word"),
     **{family: (family,) for family in FAMILIES},
@@ -348,8 +387,8 @@ def _problem(family: str, level: str, item: Item, *, solution: bool = False) -> 
     return Problem(
         id=f"{family}-{content_id(item.question)}",
         question=item.question,
-        answer=item.answer,
+        answer=item.known or item.answer,
         solution="\n".join((*item.steps, f"Answer: {item.answer}")) if solution else None,
-        task="numeric",  # a number; a sum left undone is no answer
+        task=item.task,
         extra={"family": family, "difficulty": level},
     )

@@ -14,13 +14,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from restmcts.errors import TaskError
+from restmcts.tasks import answers
+from restmcts.tasks.numbers import TOLERANCE, plain_signs
 from restmcts.types import Problem
+
+if TYPE_CHECKING:
+    from restmcts.tasks import Task
 
 START_SECONDS = 120.0
 """How long the engine may take to start; sympy alone takes seconds on a busy machine."""
@@ -41,7 +47,7 @@ class Grader:
         self.crashes = 0
         self._seconds, self._megabytes = seconds, megabytes
         self._worker: Worker | None = None
-        self._memo: dict[tuple[str, str], bool] = {}
+        self._memo: dict[tuple[str, str, Fraction], bool] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> Grader:
@@ -68,29 +74,50 @@ class Grader:
 
         if problem.answer is None:
             raise TaskError(f"problem {problem.id!r} has no answer to grade against; give it one")
-        verdict = get_task(problem.task).compare(problem.answer, answer)
-        return self.symbolic(problem.answer, answer) if verdict is None else verdict
+        return self.judge(get_task(problem.task), problem.answer, answer)
 
-    def symbolic(self, gold: str, answer: str) -> bool:
-        """Whether the symbolic engine finds two answers equal; False if it cannot tell within its limits."""
+    def judge(self, task: Task, gold: str, answer: str) -> bool:
+        """Whether `answer` is right by the rule of `task`."""
+        verdict = task.compare(gold, answer)
+        return self.symbolic(gold, answer, task.tolerance(gold)) if verdict is None else verdict
+
+    def symbolic(self, gold: str, answer: str, tolerance: Fraction = TOLERANCE) -> bool:
+        """Whether two answers are equal as mathematics; False if that cannot be told within the limits.
+
+        Symmetric: what is asked of the engine does not depend on which of the two is the known one.
+        """
         with self._lock:
-            pair = gold, answer
-            if pair not in self._memo:
+            first, second = sorted((gold, answer))
+            asked = first, second, tolerance
+            if asked not in self._memo:
                 if len(self._memo) >= MEMO_SIZE:
                     self._memo.clear()
-                self._memo[pair] = self._ask(gold, answer)
-            return self._memo[pair]
+                self._memo[asked] = self._judge(first, second, tolerance, _Deadline(self._seconds))
+            return self._memo[asked]
 
-    def _ask(self, gold: str, answer: str) -> bool:
+    def _judge(self, a: str, b: str, tolerance: Fraction, deadline: _Deadline) -> bool:
+        """Part by part where both are made of parts, else by the engine."""
+
+        def equal(x: str, y: str) -> bool:
+            verdict = answers.compare_math(x, y, tolerance)
+            return self._judge(x, y, tolerance, deadline) if verdict is None else verdict
+
+        verdict = answers.compare_parts(a, b, equal)
+        return self._ask(a, b, tolerance, deadline) if verdict is None else verdict
+
+    def _ask(self, a: str, b: str, tolerance: Fraction, deadline: _Deadline) -> bool:
         for _ in range(2):  # an engine may have died of something else; one that dies twice dies of this
             if self._worker is None:
-                self._worker = Worker(self._seconds, self._megabytes)
-            began = time.monotonic()
-            reply = self._worker.ask([gold, answer])
+                with deadline.paused():
+                    self._worker = Worker(self._megabytes)
+            if (left := deadline.left()) <= 0:
+                self.timeouts += 1
+                return False
+            reply = self._worker.ask([plain_signs(a), plain_signs(b), float(tolerance), left], left)
             if reply is not None:
                 return reply is True
             self._stop()
-            if time.monotonic() - began >= self._seconds:
+            if deadline.left() <= 0:
                 self.timeouts += 1
                 return False
         self.crashes += 1
@@ -102,15 +129,31 @@ class Grader:
             self._worker = None
 
 
+class _Deadline:
+    """The time that one comparison may still take, however many questions it asks."""
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self._end - time.monotonic()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens inside is not the comparison's fault: an engine that starts."""
+        began = time.monotonic()
+        yield
+        self._end += time.monotonic() - began
+
+
 class Worker:
     """The process of `symbolic`, ready to be asked. Raises TaskError when it cannot start."""
 
-    def __init__(self, seconds: float, megabytes: int) -> None:
-        self._limit = seconds
+    def __init__(self, megabytes: int) -> None:
         script = Path(__file__).with_name("symbolic.py")
         self._process = subprocess.Popen(
             # -P: the script's folder is not searched for modules
-            [sys.executable, "-P", str(script), str(seconds), str(megabytes)],
+            [sys.executable, "-P", str(script), str(megabytes)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -121,7 +164,7 @@ class Worker:
             self.close()
             raise TaskError(f"math-verify cannot start ({said or 'no reply'}); run: pip install math-verify")
 
-    def ask(self, request: Any) -> Any:
+    def ask(self, request: Any, seconds: float) -> Any:
         """The reply to `request`; None if there was none in time, and the process is then of no further use."""
         assert self._process.stdin is not None
         try:
@@ -130,7 +173,7 @@ class Worker:
         except BrokenPipeError:
             return None
         # The engine ends itself after its time limit; the second more is for a process that is not even scheduled.
-        line = self._line(self._limit + 1)
+        line = self._line(seconds + 1)
         return json.loads(line) if line.endswith(b"\n") else None
 
     def close(self) -> None:

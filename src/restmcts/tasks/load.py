@@ -14,6 +14,7 @@ from restmcts.files import write_jsonl
 from restmcts.tasks import Task, get_task
 from restmcts.tasks.answers import find_answer
 from restmcts.tasks.questions import content_id, normal_question
+from restmcts.tasks.sets import find_set
 from restmcts.tasks.sources import kind_of, read_rows
 from restmcts.types import Problem
 
@@ -36,16 +37,17 @@ def load_problems(
     source: str | Path,
     *,
     fields: Mapping[str, str] | None = None,
-    task: str = "math",
+    task: str | None = None,
     need_answer: bool = True,
     limit: int | None = None,
 ) -> list[Problem]:
-    """Read problems from a JSONL, JSON, CSV, TSV or Parquet file, or a hub data set `name[:config][@split]`.
+    """Read problems from a JSONL, JSON, CSV, TSV or Parquet file, a hub data set `name[:config][@split]`, or a public
+    set by its name alone (`sets.SETS`), which brings its own columns and task.
 
     Columns are recognised by name (`COLUMNS`) or named by `fields`, e.g. {"question": "prompt", "answer": "target"};
     columns that mean nothing here are kept in `Problem.extra`. A GSM8K answer ("steps … #### 42") is split into
     solution and answer; where there is no answer, the one marked in the solution is taken (MATH's `\\boxed{…}`).
-    A row's own `task` goes before `task`.
+    A row's own `task` goes before `task`, and `task` before that of the set; without any of them it is "math".
 
     Rows without an id get one made from the question. Among them, a question met again with the same answer is left
     out. `limit` takes the first so many.
@@ -56,11 +58,13 @@ def load_problems(
     """
     if limit is not None and limit < 1:
         raise TaskError(f"limit={limit} leaves no problems; give 1 or more, or leave it out")
-    columns = _columns(fields or {})
+    named = find_set(source)
+    columns = _columns({**named.set.fields, **(fields or {})} if named else fields or {}, named is not None)
+    task = task or (named.set.task if named else "math")
     get_task(task)
     problems: dict[str, Problem] = {}
     places: dict[str, str] = {}
-    for where, row in read_rows(source):
+    for where, row in named.rows() if named else read_rows(source):
         problem, own_id = _problem(row, where, columns, task, need_answer)
         if problem.id not in problems:
             problems[problem.id] = problem
@@ -100,15 +104,15 @@ def disjoint(train: Sequence[Problem], heldout: Sequence[Problem]) -> tuple[list
 # ---------------------------------------------------------------- one row
 
 
-def _columns(fields: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
-    """`COLUMNS` with the user's own names in place of the recognised ones."""
+def _columns(fields: Mapping[str, str], usual: bool = False) -> dict[str, tuple[str, ...]]:
+    """`COLUMNS` with other names in place of the recognised ones; with `usual`, before them."""
     for name in fields:
         if name not in COLUMNS:
             near = get_close_matches(name, COLUMNS, n=1, cutoff=0.0)
             raise TaskError(
                 f"fields names {name!r}, which no problem has; nearest is {near[0]!r}: {', '.join(COLUMNS)}"
             )
-    return COLUMNS | {name: (column,) for name, column in fields.items()}
+    return COLUMNS | {name: (column, *(COLUMNS[name] if usual else ())) for name, column in fields.items()}
 
 
 def _problem(
@@ -116,7 +120,16 @@ def _problem(
 ) -> tuple[Problem, bool]:
     """The problem of a row, and whether its id is its own."""
     used = {name: next((c for c in names if row.get(c) is not None), None) for name, names in columns.items()}
-    cells = {name: None if column is None else _cell(row[column], column, where) for name, column in used.items()}
+    own = {name: row[column] for name, column in used.items() if column is not None}
+    problem_task = _task(_cell(own["task"], "task", where) or task if "task" in own else task, where)
+    try:
+        read = problem_task.read_row({column: row[column] for column in row if column not in columns} | own)
+    except TaskError as error:
+        raise TaskError(f"{where}: {error}") from None
+    cells = {
+        name: _cell(read[name], column or name, where) if read.get(name) is not None else None
+        for name, column in used.items()
+    }
     question = cells["question"]
     if question is None:
         raise TaskError(
@@ -124,7 +137,6 @@ def _problem(
         )
     if not question.strip():
         raise TaskError(f"{where}: the question is blank; fill it in or remove the row")
-    problem_task = _task(cells["task"] or task, where)
     answer, solution = _answer(cells["answer"], cells["solution"], problem_task)
     if need_answer and answer is None:
         raise TaskError(f"{where}: no answer, and one is needed; add it, or name its column with fields.answer")

@@ -32,10 +32,13 @@ _ANY_FRAC = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _PERCENT = re.compile(r"\\?%|percent(?:age)?|pct", re.IGNORECASE)
 _UNIT = re.compile(r"[^\W\d_][^\W\d_/^²³.·* -]*(?:[ /·*-]+[^\W\d_]+|[\^²³]{?-?\d?}?){0,3}|°[CF]?")
 _CURRENCY = re.compile(r"(?<![\w])(?:\\?\$|€|£|¥|₹|USD |EUR )(?=[ ]?[-+]?[.\d])")
+_CURRENCIES = ("$", "\\$", "€", "£", "¥", "₹")
 _NOT_UNITS = frozenset(
     "and or to plus minus times by over of pi e i half quarter third dozen hundred thousand million billion trillion "
     "lakh crore squared cubed mod remainder factorial choose if when for".split()
 )
+_IN_WORDS = re.compile(rf"([^\d\\^=+*/<>{{}}-]*?)((?:-|\$ ?)?{_DECIMAL} ?%?)(?!\w)([^\d\\^=+*/<>{{}}]*)")
+_NOT_ONE = frozenset("not no or than least most between about nearly almost half times million billion".split())
 _SAME_UNIT = {
     alias: names.split()[0]
     for names in (
@@ -95,23 +98,39 @@ def read_number(text: str) -> Number | None:
     return Number(-value if match["sign"] == "-" else value, exact, percent, unit)
 
 
-def same_number(a: Number, b: Number) -> bool:
+def only_number(text: str) -> Number | None:
+    """The one number that a sentence of at least three words holds ("Jane started 3 hours ago"); None if it is not so.
+
+    Signs of a computation or a bound ("at least 3", "not 3", "3 or more") make it another answer.
+    """
+    if len(text) > MAX_TEXT:
+        return None
+    match = _IN_WORDS.fullmatch(_plain(text))
+    if match is None:
+        return None
+    words = re.findall(r"[^\W\d_]{2,}", match[1] + " " + match[3])
+    if len(words) < 3 or any(word.casefold() in _NOT_ONE for word in words):
+        return None
+    return read_number(match[2])
+
+
+def same_number(a: Number, b: Number, tolerance: Fraction = TOLERANCE) -> bool:
     """Whether two numbers are the same answer.
 
-    Numbers written exactly must be equal; otherwise they may differ by `TOLERANCE` of the larger one. A percentage
+    Numbers written exactly must be equal; otherwise they may differ by `tolerance` of the larger one. A percentage
     equals both the number before its sign and its hundredth; two different units are never the same.
     """
     if a.unit and b.unit and a.unit != b.unit:
         return False
     if a.percent == b.percent:
-        return _close(a.value, b.value, a.exact and b.exact)
+        return _close(a.value, b.value, a.exact and b.exact, tolerance)
     percentage, other = (a, b) if a.percent else (b, a)
     exact = a.exact and b.exact
-    return any(_close(value, other.value, exact) for value in (percentage.value, percentage.value / 100))
+    return any(_close(value, other.value, exact, tolerance) for value in (percentage.value, percentage.value / 100))
 
 
-def _close(x: Fraction, y: Fraction, exact: bool) -> bool:
-    return x == y or (not exact and abs(x - y) <= TOLERANCE * max(abs(x), abs(y)))
+def _close(x: Fraction, y: Fraction, exact: bool, tolerance: Fraction) -> bool:
+    return x == y or (not exact and abs(x - y) <= tolerance * max(abs(x), abs(y)))
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -151,7 +170,7 @@ def _plain(text: str) -> str:
 
 def _unit(rest: str) -> str | None:
     """The unit that `rest` names, in a common form; "" if there is none, None if `rest` is no unit."""
-    if not rest:
+    if not rest or rest in _CURRENCIES:
         return ""
     if not _UNIT.fullmatch(rest):
         return None

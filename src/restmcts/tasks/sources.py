@@ -36,7 +36,7 @@ def read_rows(source: str | Path) -> Iterator[Row]:
     hub = _HUB.fullmatch(str(source))
     if reader is not None or isinstance(source, Path) or hub is None or str(source).startswith("."):
         raise TaskError(f"no such file: {source}; give a file, or a hub data set as name[:config][@split]")
-    return _hub(**hub.groupdict())
+    return read_hub(**hub.groupdict())
 
 
 # ---------------------------------------------------------------- files
@@ -174,21 +174,25 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- hub
 
 
-def _hub(name: str, config: str | None, split: str | None) -> Iterator[Row]:
+def read_hub(name: str, config: str | None, split: str | None) -> Iterator[Row]:
+    """The rows of a hub data set; of all its configurations, one after the other, where `config` is "*"."""
     asked = name + (f":{config}" if config else "") + f"@{split or 'train'}"
     try:
         import datasets
     except ModuleNotFoundError:
         raise TaskError(f"no such file: {name}; and for the hub: pip install 'restmcts[hf]'") from None
     try:
-        rows = datasets.load_dataset(name, config, split=split or "train")
+        parts = datasets.get_dataset_config_names(name) if config == "*" else [config]
+        tables = [(part, datasets.load_dataset(name, part, split=split or "train")) for part in parts]
     except Exception as error:  # the library has no common base class for what can go wrong
         raise TaskError(
             f"{asked} is neither a file nor a data set that can be loaded from the hub ({_first_line(error)}); check "
             "the name and the connection, write name:config@split, or give a file"
         ) from None
-    for number, row in enumerate(rows, start=1):
-        yield f"{asked}, row {number}", row
+    for part, rows in tables:
+        where = name + (f":{part}" if part else "") + f"@{split or 'train'}"
+        for number, row in enumerate(rows, start=1):
+            yield f"{where}, row {number}", row
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,11 +1,10 @@
-"""What both trainings need: batches of equal length, LoRA, checkpoints to go on from, progress, errors on one line."""
+"""What both trainings need: precision, LoRA, checkpoints to go on from, progress, errors on one line."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import random
 import re
 import shutil
 import time
@@ -16,17 +15,15 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from restmcts.encoding import PromptSettings
 from restmcts.errors import TrainError
 from restmcts.models import pick_device, pick_dtype, resolve_model, save_prompt
+from restmcts.train.fast import BLOCKS, attend_in_blocks, fuse_lora
+from restmcts.train.packing import Example, Plan
 from restmcts.train.settings import Training
-
-IGNORED = -100
-"""the label of a token that is not trained on"""
 
 CHECKPOINTS = "checkpoints"
 """folder, inside the output folder, that a killed training goes on from"""
@@ -35,111 +32,9 @@ OnProgress = Callable[[int, int, float, int], None]
 """called after every optimizer step with: step (from 1), total steps, loss of the step, tokens trained so far"""
 
 
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A row as the model sees it: token ids, and one label per token, `IGNORED` where there is none.
-
-    `parent[i]` is the index of the token before token i, −1 for the first; None is a plain chain. With it a row holds
-    several traces that share their beginnings, each token once, and a token sees its own trace's past alone.
-    """
-
-    ids: list[int]
-    labels: list[int] | list[float]
-    parent: list[int] | None = None
-
-
-# ---------------------------------------------------------------- batches
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All of a training's batches, fixed beforehand: `batches[i]` holds the indices of the i-th forward pass's rows.
-
-    `accumulate` forward passes make an optimizer step. Since nothing is drawn later on, a training resumed after any
-    step sees what an uninterrupted one would have seen.
-    """
-
-    batches: list[list[int]]
-    accumulate: int
-
-    @property
-    def steps(self) -> int:
-        return math.ceil(len(self.batches) / self.accumulate)
-
-    def step(self, index: int) -> list[int]:
-        """The rows of optimizer step `index`, counted from 0."""
-        passes = self.batches[index * self.accumulate : (index + 1) * self.accumulate]
-        return [row for rows in passes for row in rows]
-
-
-def plan_batches(lengths: Sequence[int], settings: Training, seed: int) -> Plan:
-    """Batches of rows of nearly equal length, so that little is spent on padding; a new order every epoch."""
-    limit = min(micro_tokens_of(settings), settings.batch_tokens)
-    rng = random.Random(seed)
-    batches: list[list[int]] = []
-    for _ in range(settings.epochs):
-        rows = rng.sample(range(len(lengths)), len(lengths))
-        rows.sort(key=lambda row: -(lengths[row] // 8))  # stable: rows of about one length stay in random order
-        epoch: list[list[int]] = []
-        width = 0
-        for row in rows:
-            width = max(width, lengths[row])
-            if not epoch or (len(epoch[-1]) + 1) * width > limit:
-                epoch.append([])
-                width = lengths[row]
-            epoch[-1].append(row)
-        rng.shuffle(epoch)
-        batches += epoch
-    return Plan(batches, max(1, round(settings.batch_tokens / limit)))
-
-
 def micro_tokens_of(settings: Training) -> int:
-    """Tokens of a forward pass: beyond these, speed hardly rises (measured: on a CPU 7 % from 400 to 1500)."""
+    """Tokens of a forward pass: beyond these, speed hardly rises."""
     return settings.micro_tokens or (1024 if device_of(settings) == "cpu" else 16384)
-
-
-def collate(examples: Sequence[Example], pad_id: int, label_dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """`input_ids`, `attention_mask` and `labels` of shape (rows, longest row), padded on the right.
-
-    Rows with a `parent` need more than that: the mask is (rows, 1, longest, longest), 0 where a token sees another and
-    hugely negative elsewhere, and `position_ids` count along each token's own trace.
-    """
-    shape = (len(examples), max(len(example.ids) for example in examples))
-    batch = {
-        "input_ids": torch.full(shape, pad_id),
-        "attention_mask": torch.zeros(shape, dtype=torch.long),
-        "labels": torch.full(shape, IGNORED, dtype=label_dtype),
-    }
-    for i, example in enumerate(examples):
-        n = len(example.ids)
-        batch["input_ids"][i, :n] = torch.tensor(example.ids)
-        batch["attention_mask"][i, :n] = 1
-        batch["labels"][i, :n] = torch.tensor(example.labels, dtype=label_dtype)
-    if any(example.parent is not None for example in examples):
-        batch |= _branching(examples, shape[1])
-    return batch
-
-
-def _branching(examples: Sequence[Example], width: int) -> dict[str, torch.Tensor]:
-    """Mask and positions of rows whose tokens form trees."""
-    sees = np.broadcast_to(np.eye(width, dtype=bool), (len(examples), width, width)).copy()
-    positions = np.zeros((len(examples), width), dtype=np.int64)
-    for i, example in enumerate(examples):
-        chain = range(-1, len(example.ids) - 1)
-        for token, parent in enumerate(chain if example.parent is None else example.parent):
-            if parent >= 0:
-                sees[i, token] |= sees[i, parent]
-                positions[i, token] = positions[i, parent] + 1
-    mask = torch.zeros(sees.shape).masked_fill_(torch.from_numpy(~sees), torch.finfo(torch.bfloat16).min)
-    return {"attention_mask": mask[:, None], "position_ids": torch.from_numpy(positions)}
-
-
-def pad_id_of(tokenizer: Any) -> int:
-    """An id to pad with; any will do, since padded positions are masked and carry no label."""
-    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
-            return int(token_id)
-    return 0
 
 
 # ---------------------------------------------------------------- models
@@ -172,8 +67,8 @@ def precision_of(stored: torch.dtype, settings: Training, device: str) -> Precis
     return Precision(torch.bfloat16 if frozen else torch.float32, stored, mixed)
 
 
-def prepare(model: Any, settings: Training, precision: Precision, longest: int) -> Any:
-    """The model in training precision, without dropout and with the attention that is fastest for these lengths."""
+def prepare(model: Any, precision: Precision) -> tuple[Any, bool]:
+    """The model in training precision, without dropout, and whether its attention can go block by block."""
     for parameter in model.parameters():  # not the buffers: rotary frequencies must stay float32
         parameter.data = parameter.data.to(precision.weights)
     for module in model.modules():
@@ -181,10 +76,7 @@ def prepare(model: Any, settings: Training, precision: Precision, longest: int) 
             module.p = 0.0
         elif hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
-    if device_of(settings) == "cpu" and longest <= 512:
-        # Measured with SmolLM2-135M on two cores, 95 tokens a row: 435 tokens/s, against 357 with torch's fused kernel.
-        model.set_attn_implementation("eager")
-    return model
+    return model, attend_in_blocks(model)
 
 
 def add_lora(model: Any, settings: Training, seed: int, **options: Any) -> Any:
@@ -206,7 +98,9 @@ def add_lora(model: Any, settings: Training, seed: int, **options: Any) -> Any:
         target_modules=[name for index, name in found if index >= first] or "all-linear",
         **options,
     )
-    return get_peft_model(model, config)
+    model = get_peft_model(model, config)
+    fuse_lora(model)
+    return model
 
 
 def save_trained(model: Any, out: Path, stored: torch.dtype, tokenizer: Any, prompt: PromptSettings, seed: int) -> Any:
@@ -225,6 +119,8 @@ def save_trained(model: Any, out: Path, stored: torch.dtype, tokenizer: Any, pro
         parameter.data = round_to_bfloat16(parameter.data, generator) if bfloat16 else parameter.data.to(stored)
     model.eval()
     model.config.use_cache = True
+    if model.config._attn_implementation == BLOCKS:
+        model.set_attn_implementation("sdpa")
     out.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -247,17 +143,16 @@ def round_to_bfloat16(x: torch.Tensor, generator: torch.Generator) -> torch.Tens
 
 
 def training_arguments(settings: Training, plan: Plan, out: Path, seed: int, mixed: bool) -> dict[str, Any]:
-    """Arguments that transformers' and trl's trainers share. The plan's forward passes are their data set's items."""
+    """Arguments that transformers' and trl's trainers share. The plan's steps are their data set's items."""
     on_cpu = device_of(settings) == "cpu"
     return {
         "output_dir": str(out / CHECKPOINTS),
         "num_train_epochs": 1,
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": plan.accumulate,
         "train_sampling_strategy": "sequential",
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
-        "warmup_steps": math.ceil(settings.warmup * plan.steps) if plan.steps > 1 else 0,
+        "warmup_steps": math.ceil(settings.warmup * len(plan.steps)) if len(plan.steps) > 1 else 0,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "gradient_checkpointing": settings.gradient_checkpointing,
@@ -291,8 +186,8 @@ class _Watch(TrainerCallback):
         self.saved = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step < self.plan.steps and time.monotonic() - self.saved >= self.settings.checkpoint_seconds:
-            control.should_save = True
+        due = time.monotonic() - self.saved >= self.settings.checkpoint_seconds
+        control.should_save |= due and state.global_step < len(self.plan.steps)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.saved = time.monotonic()
@@ -303,11 +198,11 @@ class _Watch(TrainerCallback):
             return
         if not math.isfinite(loss):
             raise TrainError(
-                f"the loss is {loss} at step {state.global_step} of {self.plan.steps}: "
+                f"the loss is {loss} at step {state.global_step} of {len(self.plan.steps)}: "
                 f"lower learning_rate (now {self.settings.learning_rate:g}) or train in precision float32"
             )
         if self.on_progress is not None:
-            self.on_progress(state.global_step, self.plan.steps, loss, self.tokens[state.global_step - 1])
+            self.on_progress(state.global_step, len(self.plan.steps), loss, self.tokens[state.global_step - 1])
 
 
 def fit(
@@ -332,9 +227,9 @@ def fit(
     done = 0 if resumed is None else int(resumed.name.rpartition("-")[2])
     seconds = time.monotonic() - started
     tokens = _step_tokens(plan, examples)
-    per_epoch = max(1, plan.steps // settings.epochs)
+    per_epoch = max(1, len(plan.steps) // settings.epochs)
     return {
-        "steps": plan.steps,
+        "steps": len(plan.steps),
         "tokens": sum(tokens),
         "loss_first": sum(losses[:per_epoch]) / len(losses[:per_epoch]),
         "loss_last": sum(losses[-per_epoch:]) / len(losses[-per_epoch:]),
@@ -345,16 +240,16 @@ def fit(
 
 
 def _step_tokens(plan: Plan, examples: Sequence[Example]) -> list[int]:
-    """Tokens of every optimizer step, padding not counted."""
-    return [sum(len(examples[row].ids) for row in plan.step(index)) for index in range(plan.steps)]
+    """Tokens of every optimizer step, shared ones counted in every trace."""
+    return [sum(len(examples[row].ids) for row in plan.step(index)) for index in range(len(plan.steps))]
 
 
 def _fingerprint(plan: Plan, examples: Sequence[Example], settings: Training, identity: Sequence[object]) -> str:
     chosen = settings.model_dump(exclude={"checkpoint_seconds", "start"})
-    parts = [plan.batches, plan.accumulate, chosen, [str(part) for part in identity]]
+    parts = [plan.steps, chosen, [str(part) for part in identity]]
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
     for example in examples:
-        digest.update(json.dumps([example.ids, example.labels, example.parent]).encode())
+        digest.update(json.dumps([example.ids, example.labels]).encode())
     return digest.hexdigest()
 
 

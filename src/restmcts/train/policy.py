@@ -1,4 +1,4 @@
-"""Policy training: SFT of a causal LM on correct traces, through trl.
+"""Policy training: SFT of a causal LM on correct traces.
 
 The loss is the negative log likelihood of the solution: its steps and the end of the turn, never the prompt.
 """
@@ -11,32 +11,29 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
-from trl import SFTConfig, SFTTrainer
+from transformers import TrainingArguments
 
 from restmcts.datasets import PolicyRow
 from restmcts.encoding import Encoder, PromptSettings
 from restmcts.errors import TrainError
 from restmcts.models import is_value_model, load_causal, load_tokenizer
 from restmcts.train.common import (
-    IGNORED,
-    Example,
     OnProgress,
     add_lora,
     base_identity,
-    collate,
     device_of,
     fit,
+    micro_tokens_of,
     on_one_device,
     one_line_errors,
-    pad_id_of,
-    plan_batches,
     precision_of,
     prepare,
     save_trained,
     training_arguments,
 )
+from restmcts.train.packing import IGNORED, Example, plan_steps
 from restmcts.train.settings import PolicyTraining
+from restmcts.train.steps import StepTrainer
 
 
 def train_policy(
@@ -58,27 +55,28 @@ def train_policy(
         raise TrainError(f"{str(base)!r} is a value model, which cannot become a policy: give a language model")
     tokenizer = load_tokenizer(base)
     encoder = Encoder(tokenizer, prompt)
-    everything = [encode(row, encoder) for row in rows]
-    examples = [example for example in everything if len(example.ids) <= settings.max_length]
-    if not examples:
+    everything = [(encode(row, encoder), row.question) for row in rows]
+    fitting = [(example, question) for example, question in everything if len(example.ids) <= settings.max_length]
+    if not fitting:
         raise TrainError(_nothing(len(rows), settings))
-    longest = max(len(example.ids) for example in examples)
-    plan = plan_batches([len(example.ids) for example in examples], settings, seed)
+    examples = [example for example, _ in fitting]
+    plan = plan_steps([len(example.ids) for example in examples], [question for _, question in fitting], settings, seed)
     with one_line_errors(settings, out):
         model = load_causal(base)
         precision = precision_of(model.dtype, settings, device_of(settings))
-        model = prepare(model, settings, precision, longest)
+        model, blocked = prepare(model, precision)
         if settings.method == "lora":
             model = add_lora(model, settings, seed, task_type="CAUSAL_LM")
-        arguments = training_arguments(settings, plan, out, seed, precision.mixed)
-        trainer = _SolutionTrainer(
+        trainer = PolicyTrainer(
             model=model,
-            args=on_one_device(SFTConfig(**arguments, max_length=None, dataset_kwargs={"skip_prepare_dataset": True})),
-            train_dataset=Dataset.from_dict({"rows": plan.batches}),
-            data_collator=lambda items: collate(
-                [examples[row] for item in items for row in item["rows"]], pad_id_of(tokenizer), torch.long
-            ),
+            args=on_one_device(TrainingArguments(**training_arguments(settings, plan, out, seed, precision.mixed))),
             processing_class=tokenizer,
+            examples=examples,
+            plan=plan,
+            limit=micro_tokens_of(settings),
+            shift=True,
+            label_dtype=torch.long,
+            blocked=blocked,
         )
         metrics = fit(trainer, plan, examples, settings, ("policy", base_identity(base), seed), on_progress)
         save_trained(trainer.model, out, precision.stored, tokenizer, prompt, seed)
@@ -99,27 +97,8 @@ def _nothing(rows: int, settings: PolicyTraining) -> str:
     return "there are no correct traces to train the policy on: search more questions, longer, or easier ones"
 
 
-class _SolutionTrainer(SFTTrainer):
-    """trl's trainer; on a CPU, logits are computed for the solution alone, not for the prompt and the padding."""
+class PolicyTrainer(StepTrainer):
+    """Cross-entropy of the solutions' tokens."""
 
-    def create_model_card(self, *_: Any, **__: Any) -> None:
-        """None in checkpoints, which live only until the training ends."""
-
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        if inputs["labels"].device.type != "cpu":  # there, trl's own fused head does the same
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"][:, 1:]
-        trained = labels != IGNORED
-        positions = F.pad(trained, (0, 1))
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, args: (args[0][positions], *args[1:]))
-        try:
-            logits = model(
-                input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-            ).logits
-        finally:
-            hook.remove()
-        loss = F.cross_entropy(logits.float(), labels[trained], reduction="sum")
-        return loss / (trained.sum() if num_items_in_batch is None else num_items_in_batch)
+    def pass_loss(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits.float(), labels, reduction="none") @ weights

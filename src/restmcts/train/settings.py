@@ -33,12 +33,13 @@ class Training(Settings):
     batch_tokens: int = Field(
         default=2048,
         ge=16,
-        description="tokens of an optimizer step, padding included (a longer row counts as one step)",
+        description="tokens of an optimizer step: all tokens of each trace, whether or not it shares them with others",
     )
     micro_tokens: int | None = Field(
         default=None,
         ge=16,
-        description="tokens of a forward pass (None: 1024 on a CPU, 16384 on a GPU); lower it when memory is short",
+        description="most tokens of a forward pass, shared ones counted once (None: 1024 on a CPU, 16384 on a GPU); "
+        "lower it when memory is short",
     )
     max_length: int = Field(default=1024, ge=16, description="longest row in tokens, prompt included")
     precision: Literal["auto", "bfloat16", "float32"] = Field(

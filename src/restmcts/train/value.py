@@ -6,15 +6,13 @@ causal, so one forward pass of a trace holds the values of all its prefixes.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from restmcts.datasets import ValueRow
 from restmcts.encoding import Encoder, PromptSettings
@@ -22,27 +20,23 @@ from restmcts.errors import TrainError
 from restmcts.models import is_value_model, load_token_classifier, load_tokenizer
 from restmcts.seeds import derive_seed
 from restmcts.train.common import (
-    IGNORED,
-    Example,
     OnProgress,
     add_lora,
     base_identity,
-    collate,
     device_of,
     fit,
+    micro_tokens_of,
     on_one_device,
     one_line_errors,
-    pad_id_of,
-    plan_batches,
     precision_of,
     prepare,
     save_trained,
     training_arguments,
 )
+from restmcts.train.packing import IGNORED, Example, plan_steps
 from restmcts.train.settings import ValueTraining
+from restmcts.train.steps import StepTrainer
 from restmcts.types import Path, Problem
-
-_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
 def train_value(
@@ -64,36 +58,38 @@ def train_value(
     tokenizer = load_tokenizer(base)
     encoder = Encoder(tokenizer, prompt)
     trained, kept_out = _split(rows, settings.validation, seed)
-    examples = _encode_all(trained, encoder, settings)
+    examples, questions = _encode_all(trained, encoder, settings)
     if not examples:
         raise TrainError(
             f"none of {len(rows)} value rows has a labelled step within max_length = {settings.max_length} tokens: "
             "search more questions, or raise max_length"
         )
-    plan = plan_batches([len(example.ids) for example in examples], settings, seed)
+    plan = plan_steps([len(example.ids) for example in examples], questions, settings, seed)
     with one_line_errors(settings, out):
         model = _load(base)
         precision = precision_of(model.dtype, settings, device_of(settings))
-        model = prepare(model, settings, precision, max(len(example.ids) for example in examples))
+        model, blocked = prepare(model, precision)
         model.score.float()  # so that the copy peft trains is float32 too
         if settings.method == "lora":
             model = add_lora(model, settings, seed, task_type="TOKEN_CLS", modules_to_save=["score"])
-        trainer = _ValueTrainer(
+        trainer = ValueTrainer(
             model=model,
             args=on_one_device(TrainingArguments(**training_arguments(settings, plan, out, seed, precision.mixed))),
-            train_dataset=Dataset.from_dict({"rows": plan.batches}),
-            data_collator=lambda items: collate(
-                [examples[row] for item in items for row in item["rows"]], pad_id_of(tokenizer), torch.float32
-            ),
             processing_class=tokenizer,
             settings=settings,
+            examples=examples,
+            plan=plan,
+            limit=micro_tokens_of(settings),
+            shift=False,
+            label_dtype=torch.float32,
+            blocked=blocked,
         )
         metrics = fit(trainer, plan, examples, settings, ("value", base_identity(base), seed), on_progress)
         model = save_trained(trainer.model, out, precision.stored, tokenizer, prompt, seed)
         if kept_out:
-            metrics |= _errors(model, _encode_all(kept_out, encoder, settings), pad_id_of(tokenizer))
+            metrics |= _errors(model, _encode_all(kept_out, encoder, settings)[0])
     labelled = sum(label != IGNORED for example in examples for label in example.labels)
-    return {"rows": len(trained), "packed_rows": len(examples), "labelled_steps": labelled, **metrics}
+    return {"rows": len(trained), "labelled_steps": labelled, **metrics}
 
 
 # ---------------------------------------------------------------- rows to inputs
@@ -110,49 +106,11 @@ def encode(row: ValueRow, encoder: Encoder, max_length: int) -> Example:
     return Example(trace.ids[:length], labels)
 
 
-def pack(examples: Sequence[tuple[Example, Sequence[int]]], max_length: int) -> list[Example]:
-    """Traces of one question, each with the lengths of its prefixes (prompt, steps), as few rows of shared tokens.
-
-    A prompt or step that several traces begin with is one run of tokens, trained once. Where two traces label the same
-    token, the mean is learned. A row ends before it exceeds `max_length` tokens.
-    """
-    packed: list[Example] = []
-    known: dict[tuple[int, ...], int] = {}
-    for example, cuts in examples:
-        if not packed or len(packed[-1].ids) + len(example.ids) > max_length:
-            packed.append(Example([], [], []))
-            known, votes = {}, Counter[int]()
-        row, at, start = packed[-1], -1, 0
-        assert row.parent is not None
-        labels: list[Any] = row.labels
-        for cut in cuts:
-            prefix = tuple(example.ids[:cut])
-            if prefix not in known:
-                for token in example.ids[start:cut]:
-                    row.parent.append(at)
-                    at = len(row.ids)
-                    row.ids.append(token)
-                    labels.append(IGNORED)
-                known[prefix] = at
-            at, start = known[prefix], cut
-            label = example.labels[cut - 1]
-            if label != IGNORED:
-                votes[at] += 1
-                so_far = labels[at] if votes[at] > 1 else 0.0
-                labels[at] = so_far + (label - so_far) / votes[at]
-    return packed
-
-
-def _encode_all(rows: Sequence[ValueRow], encoder: Encoder, settings: ValueTraining) -> list[Example]:
-    """The rows, those of one question packed together: its prompt and shared steps are computed once."""
-    by_question: dict[str, list[tuple[Example, Sequence[int]]]] = {}
-    for row in rows:
-        example = encode(row, encoder, settings.max_length)
-        if any(label != IGNORED for label in example.labels):
-            trace = encoder.trace(row.problem(), row.path(encoder.tokenizer_id))
-            cuts = [trace.prompt_length, *(end + 1 for end in trace.ends if end < len(example.ids))]
-            by_question.setdefault(row.question, []).append((example, cuts))
-    return [packed for traces in by_question.values() for packed in pack(traces, settings.max_length)]
+def _encode_all(rows: Sequence[ValueRow], encoder: Encoder, settings: ValueTraining) -> tuple[list[Example], list[str]]:
+    """The rows that have a label, and their questions."""
+    encoded = [(encode(row, encoder, settings.max_length), row.question) for row in rows]
+    kept = [one for one in encoded if any(label != IGNORED for label in one[0].labels)]
+    return [example for example, _ in kept], [question for _, question in kept]
 
 
 def _split(rows: Sequence[ValueRow], share: float, seed: int) -> tuple[list[ValueRow], list[ValueRow]]:
@@ -179,21 +137,19 @@ def _load(base: str | FilePath) -> Any:
     return model
 
 
-def value_loss(logits: torch.Tensor, labels: torch.Tensor, kind: str) -> torch.Tensor:
-    """Summed loss of the labelled positions: squared error of sigmoid(logit), or cross-entropy with a soft label."""
-    labelled = labels != IGNORED
-    z, v = logits[labelled].float(), labels[labelled].float()
+def value_loss(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, kind: str) -> torch.Tensor:
+    """Weighted sum of each label's loss: squared error of sigmoid(logit), or cross-entropy with a soft label."""
+    z = logits.float()
     if kind == "bce":
-        return F.binary_cross_entropy_with_logits(z, v, reduction="sum")
-    return F.mse_loss(z.sigmoid(), v, reduction="sum")
+        return F.binary_cross_entropy_with_logits(z, labels, reduction="none") @ weights
+    return (z.sigmoid() - labels).square() @ weights
 
 
-class _ValueTrainer(Trainer):
+class ValueTrainer(StepTrainer):
     def __init__(self, *, settings: ValueTraining, **options: Any) -> None:
         super().__init__(**options)
         self.settings = settings
-        self.model_accepts_loss_kwargs = True  # the loss below divides by the labels of the whole optimizer step
-        self._loss_shifts_labels = False
+        _head(self.model).register_forward_hook(_in_float32)
 
     def create_optimizer(self, model: Any = None) -> Any:
         """AdamW with a learning rate of its own for the head."""
@@ -207,22 +163,11 @@ class _ValueTrainer(Trainer):
             {"params": rest, "lr": rate},
             {"params": head, "lr": self.settings.head_learning_rate or rate},
         ]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=self.settings.weight_decay, fused=True)
         return self.optimizer
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        labels = inputs["labels"]
-        hook = _head(self.accelerator.unwrap_model(model)).register_forward_hook(_in_float32)
-        try:
-            seen = {name: inputs[name] for name in _INPUTS if name in inputs}
-            output = model(**seen, use_cache=False)
-        finally:
-            hook.remove()
-        count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
-        loss = value_loss(output.logits[..., 0], labels, self.settings.loss) / count
-        return (loss, output) if return_outputs else loss
+    def pass_loss(self, logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return value_loss(logits[..., 0], labels, weights, self.settings.loss)
 
 
 def _head(model: Any) -> Any:
@@ -242,35 +187,38 @@ def score_traces(
 ) -> list[list[float]]:
     """v in [0, 1] of every prefix of every trace, by plain forward passes: `scores[i][k]` is read after step k."""
     encoded = [encoder.trace(problem, path) for problem, path in traces]
-    examples = [Example(trace.ids, [0.0] * len(trace.ids)) for trace in encoded]
     scores: list[list[float]] = [[] for _ in traces]
-    for rows, values in _forward(model, examples, pad_id_of(encoder.tokenizer), micro_tokens):
-        for i, row in enumerate(rows):
-            scores[row] = values[i, encoded[row].ends].tolist()
+    for row, values in _forward(model, [trace.ids for trace in encoded], micro_tokens):
+        scores[row] = values[encoded[row].ends].tolist()
     return scores
 
 
 def _forward(
-    model: Any, examples: Sequence[Example], pad_id: int, micro_tokens: int = 4096
-) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Batches of row indices with the sigmoid of the head's output, of shape (rows, tokens)."""
-    settings = ValueTraining(epochs=1, batch_tokens=micro_tokens, micro_tokens=micro_tokens)
-    for rows in plan_batches([len(example.ids) for example in examples], settings, 0).batches:
-        batch = collate([examples[row] for row in rows], pad_id, torch.float32)
+    model: Any, sequences: Sequence[Sequence[int]], micro_tokens: int = 4096
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Every sequence's index and the sigmoid of the head's output at its tokens, in batches padded on the right."""
+    waiting = sorted(range(len(sequences)), key=lambda row: len(sequences[row]))
+    while waiting:
+        longest = len(sequences[waiting[-1]])
+        rows = [waiting.pop() for _ in range(min(len(waiting), max(1, micro_tokens // longest)))]
+        ids = torch.zeros(len(rows), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, row in enumerate(rows):
+            ids[i, : len(sequences[row])] = torch.tensor(sequences[row])
+            mask[i, : len(sequences[row])] = 1
         with torch.inference_mode():
-            seen = {name: batch[name].to(model.device) for name in _INPUTS if name in batch}
-            output = model(**seen, use_cache=False)
-        yield rows, output.logits[..., 0].float().sigmoid().cpu()
+            output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+        for row, values in zip(rows, output.logits[..., 0].float().sigmoid().cpu(), strict=True):
+            yield row, values[: len(sequences[row])]
 
 
-def _errors(model: Any, examples: Sequence[Example], pad_id: int) -> dict[str, Any]:
+def _errors(model: Any, examples: Sequence[Example]) -> dict[str, Any]:
     """Mean squared error and the share within 0.1 (Eq. 38) on rows kept out of training."""
     errors: list[float] = []
-    for rows, values in _forward(model, examples, pad_id):
-        for i, row in enumerate(rows):
-            labels = torch.tensor(examples[row].labels)
-            labelled = labels != IGNORED
-            errors += (values[i, : len(labels)][labelled] - labels[labelled]).abs().tolist()
+    for row, values in _forward(model, [example.ids for example in examples]):
+        labels = torch.tensor(examples[row].labels)
+        labelled = labels != IGNORED
+        errors += (values[labelled] - labels[labelled]).abs().tolist()
     n = max(1, len(errors))
     return {
         "validation_steps": len(errors),

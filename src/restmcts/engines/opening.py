@@ -1,0 +1,84 @@
+"""Which engine serves the models, and opening it."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from restmcts.encoding import PromptSettings
+from restmcts.engines import Engines
+from restmcts.engines.settings import EngineSettings
+from restmcts.errors import ConfigError, EngineError
+from restmcts.types import Problem
+
+ENGINES = {
+    "transformers": "restmcts.engines.transformers",
+    "vllm": "restmcts.engines.vllm",
+    "openai": "restmcts.engines.openai",
+    "scripted": "restmcts.engines.scripted",
+}
+"""Modules with a function `load_engines(policy, value, prompt, settings, examples) -> Engines`, loaded on first use."""
+
+SCRIPTED = "scripted"
+"""the policy that is no model: it is served by the engine of this name"""
+
+Say = Callable[[str], None]
+_said: set[str] = set()
+
+
+def load_engines(
+    policy: str | Path,
+    value: str | Path | None = None,
+    prompt: PromptSettings | None = None,
+    settings: EngineSettings | None = None,
+    examples: Sequence[Problem] = (),
+    *,
+    say: Say | None = None,
+) -> Engines:
+    """Open a policy and, where given, a value model with the engine that `settings.kind` names.
+
+    `auto` is vLLM where it is installed and can serve this model on this device, else transformers; `say` is then told
+    once, in one line, why it is not vLLM (default: standard error). The prompt format stored with a checkpoint wins
+    over `prompt`; `examples` are worked problems shown to the policy before each question.
+
+    Raises EngineError when a model cannot be loaded, ConfigError for an engine that does not exist.
+    """
+    settings = settings or EngineSettings()
+    kind = SCRIPTED if policy == SCRIPTED else settings.kind
+    if kind != "auto":
+        return _load(kind, policy, value, prompt, settings, examples)
+    from restmcts.engines import vllm
+
+    reason = vllm.why_not(policy, settings)
+    if reason is None:
+        try:
+            return _load("vllm", policy, value, prompt, settings, examples)
+        except EngineError as error:  # transformers serves more models; what it cannot load either, it says itself
+            reason = str(error)
+    opened = _load("transformers", policy, value, prompt, settings, examples)
+    line = f"models are served by transformers: {reason}"
+    if line not in _said:
+        _said.add(line)
+        (say or _to_stderr)(line)
+    return opened
+
+
+def _load(
+    kind: str,
+    policy: str | Path,
+    value: str | Path | None,
+    prompt: PromptSettings | None,
+    settings: EngineSettings,
+    examples: Sequence[Problem],
+) -> Engines:
+    if kind not in ENGINES:
+        raise ConfigError(f"engine.kind = {kind!r}: there is no such engine; there are: auto, {', '.join(ENGINES)}")
+    opened: Engines = import_module(ENGINES[kind]).load_engines(policy, value, prompt, settings, examples)
+    return dataclasses.replace(opened, kind=kind)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
