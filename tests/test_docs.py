@@ -14,7 +14,7 @@ from restmcts import cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-STAND_IN = {"runs/mine/round-2/policy": "scripted", "work/policy": "scripted"}
+STAND_IN = {"runs/mine/round-2/policy": "scripted", "work/policy": "scripted", "NAME": "scripted"}
 
 
 def blocks(page: Path, language: str) -> list[str]:

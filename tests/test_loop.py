@@ -273,6 +273,8 @@ def test_search_may_be_measured_at_the_end_only(tmp_path: Path):
 def test_what_cannot_be_trained_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="scripted"):
         loop.run(config(tmp_path, policy="scripted"), tools=AdderTools())
+    with pytest.raises(ConfigError, match="behind a server cannot be trained"):
+        loop.run(config(tmp_path, engine={"kind": "openai"}), tools=AdderTools())
     with pytest.raises(ConfigError, match="no policy"):
         loop.run(config(tmp_path, policy=None), tools=AdderTools())
 

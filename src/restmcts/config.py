@@ -169,11 +169,6 @@ class RunConfig(Settings):
             raise ConfigError("no policy; give --policy: embedded, a checkpoint folder or a hub id")
         if self.problems is None and self.generate is None:
             raise ConfigError("no problems; give --problems (a file or a hub data set), or --preset demo")
-        if self.engine.kind == "openai":
-            raise ConfigError(
-                "engine.kind = 'openai': a policy behind a server cannot be trained; "
-                "use restmcts search, evaluate or solve, or another engine"
-            )
 
 
 # ---------------------------------------------------------------- loading

@@ -33,6 +33,11 @@ def run(config: RunConfig, *, tools: Tools | None = None, progress: Progress | N
     config.check_complete()
     if config.policy == "scripted":
         raise ConfigError("policy = 'scripted': it cannot be trained; give a model (embedded, a folder or a hub id)")
+    if config.engine.kind == "openai":
+        raise ConfigError(
+            "engine.kind = 'openai': a policy behind a server cannot be trained; give a model (a folder or a hub id) "
+            "and another engine, or use search, evaluate or solve"
+        )
     progress = progress or Progress(mode="quiet")
     with RunFolder(config.out) as folder, Grader() as grader:
         job = Job(config, folder, grader, progress, tools or ModelTools(config, progress.say))

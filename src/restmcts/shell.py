@@ -18,7 +18,7 @@ from restmcts.errors import RestmctsError
 
 _EXTRAS = {
     **dict.fromkeys(
-        ("accelerate", "datasets", "gguf", "peft", "pyarrow", "safetensors", "torch", "transformers", "trl"), "hf"
+        ("accelerate", "datasets", "gguf", "peft", "pyarrow", "safetensors", "torch", "transformers"), "hf"
     ),
     "reasoning_gym": "demo",
 }

@@ -53,7 +53,7 @@ LOCK = "run.lock"
 SET_ASIDE = ".set-aside"
 WHOLE = "."
 """the stage whose folder is the run folder itself: a stage done alone"""
-_RECORDED_VERSIONS = ("restmcts", "numpy", "torch", "transformers", "trl", "peft", "accelerate", "math-verify")
+_RECORDED_VERSIONS = ("restmcts", "numpy", "torch", "transformers", "peft", "accelerate", "math-verify")
 
 
 @dataclass(frozen=True, slots=True)

@@ -143,7 +143,7 @@ def round_to_bfloat16(x: torch.Tensor, generator: torch.Generator) -> torch.Tens
 
 
 def training_arguments(settings: Training, plan: Plan, out: Path, seed: int, mixed: bool) -> dict[str, Any]:
-    """Arguments that transformers' and trl's trainers share. The plan's steps are their data set's items."""
+    """Arguments of transformers' trainer, for both trainings. The plan's steps are their data set's items."""
     on_cpu = device_of(settings) == "cpu"
     return {
         "output_dir": str(out / CHECKPOINTS),
