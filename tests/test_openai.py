@@ -8,13 +8,14 @@ import math
 import socket
 import time
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("openai")
 
-from restmcts import drive
+from restmcts import cli, drive
 from restmcts.encoding import PromptSettings, steps_of
 from restmcts.engines import Engines, TransientError
 from restmcts.engines import server as server_module
@@ -23,6 +24,7 @@ from restmcts.engines.openai import ServerPolicy, load_engines
 from restmcts.engines.settings import EngineSettings, ServerSettings
 from restmcts.errors import ConfigError, EngineError
 from restmcts.search import SEARCHES, SearchSettings
+from restmcts.shell import guarded
 from restmcts.tasks import get_task
 from restmcts.types import Critique, Problem, Propose, Score, Step, Tree
 from tests.fake_server import FakeServer, Fault, pooled
@@ -653,6 +655,39 @@ def test_a_budget_of_seconds_cuts_a_hanging_server_off() -> None:
         assert time.monotonic() - begin < 3
         time.sleep(0.1)
         assert (fake.running, fake.disconnects) == (0, 1)
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def command(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    code = guarded(cli._dispatch, list(map(str, words)))
+    return (code, *capsys.readouterr())
+
+
+def test_the_commands_take_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problems = tmp_path / "problems.jsonl"
+    problems.write_text("".join(f'{{"question": "What is {i} + 3 - 2?", "answer": "{i + 1}"}}\n' for i in range(4)))
+    with FakeServer() as fake:
+        words = ("--policy", "solver", "--value", "judge:solver", "--set", "engine.kind=openai")
+        words += ("--set", f"engine.server.base_url={fake.url}", "--set", "search.iterations=3")
+        code, out, err = command(capsys, "solve", "What is 2 + 3?", *words)
+        assert (code, err) == (0, "")
+        assert "answer: " in out
+        code, _, err = command(capsys, "search", "-q", "--problems", problems, "--out", tmp_path / "s", *words)
+        assert (code, err) == (0, "")
+        code, out, err = command(capsys, "evaluate", "-q", "--problems", problems, "--out", tmp_path / "e", *words)
+        assert (code, err) == (0, "")
+        asked = len(fake.requests)
+        code, out, err = command(capsys, "run", "--problems", problems, "--out", tmp_path / "r", *words)
+        assert (code, err.count("\n")) == (2, 1)
+        assert "cannot be trained; use restmcts search, evaluate or solve" in err
+        assert len(fake.requests) == asked
+        code, _, err = command(capsys, "solve", "What is 2 + 3?", *words, "--policy", "other")
+        assert (code, err) == (2, f"error: {fake.url} does not serve 'other'; it serves solver\n")
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    assert manifest["metrics"]["engine"] == "openai"
+    assert manifest["metrics"]["answered"] > 0
 
 
 def test_engines_outlive_an_event_loop() -> None:

@@ -44,7 +44,8 @@ def load_engines(
     once, in one line, why it is not vLLM (default: standard error). The prompt format stored with a checkpoint wins
     over `prompt`; `examples` are worked problems shown to the policy before each question.
 
-    Raises EngineError when a model cannot be loaded, ConfigError for an engine that does not exist.
+    Raises EngineError when a model cannot be loaded or its engine is not installed, ConfigError for an engine that
+    does not exist.
     """
     settings = settings or EngineSettings()
     kind = SCRIPTED if policy == SCRIPTED else settings.kind
@@ -76,7 +77,12 @@ def _load(
 ) -> Engines:
     if kind not in ENGINES:
         raise ConfigError(f"engine.kind = {kind!r}: there is no such engine; there are: auto, {', '.join(ENGINES)}")
-    opened: Engines = import_module(ENGINES[kind]).load_engines(policy, value, prompt, settings, examples)
+    try:
+        module = import_module(ENGINES[kind])
+    except ModuleNotFoundError as error:
+        remedy = "pip install 'restmcts[openai]'" if kind == "openai" else "pip install 'restmcts[hf]'"
+        raise EngineError(f"the engine {kind!r} needs {error.name}, which is not installed; run: {remedy}") from None
+    opened: Engines = module.load_engines(policy, value, prompt, settings, examples)
     return dataclasses.replace(opened, kind=kind)
 
 
