@@ -31,7 +31,9 @@ FORBIDDEN = {
     "engines": {"search", "tasks", "rewards"},
     "train": {"drive"},
 }
-HEAVY = "torch transformers peft accelerate datasets vllm ray reasoning_gym math_verify sympy pandas pyarrow gguf openai"
+HEAVY = (
+    "torch transformers peft accelerate datasets vllm ray reasoning_gym math_verify sympy pandas pyarrow gguf openai"
+)
 
 
 def part(module: str) -> str:
