@@ -681,7 +681,7 @@ def test_the_commands_take_a_server(tmp_path: Path, capsys: pytest.CaptureFixtur
         asked = len(fake.requests)
         code, out, err = command(capsys, "run", "--problems", problems, "--out", tmp_path / "r", *words)
         assert (code, err.count("\n")) == (2, 1)
-        assert "cannot be trained; use restmcts search, evaluate or solve" in err
+        assert "behind a server cannot be trained" in err
         assert len(fake.requests) == asked
         code, _, err = command(capsys, "solve", "What is 2 + 3?", *words, "--policy", "other")
         assert (code, err) == (2, f"error: {fake.url} does not serve 'other'; it serves solver\n")
