@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import resource
 import sys
@@ -153,6 +154,14 @@ def peak_memory_mb() -> int:
     return used >> 20 if sys.platform == "darwin" else used >> 10
 
 
+def release_memory() -> None:
+    """Give back to the system what models held: glibc keeps freed memory, and a run opens one model after another."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _lines(path: Path) -> int:
     if not path.exists():
         return 0
@@ -187,4 +196,4 @@ class OpenOnDemand:
             engines, self._engines = self._engines, None
             asyncio.run(engines.close())
             del engines
-            gc.collect()
+            release_memory()

@@ -27,7 +27,7 @@ from restmcts.datasets import (
     write_rows,
 )
 from restmcts.evaluate import TREES, evaluate, greedy, search_all, stored_trees
-from restmcts.job import Job, Kind, OpenOnDemand
+from restmcts.job import Job, Kind, OpenOnDemand, release_memory
 from restmcts.results import WARM
 from restmcts.search import SearchSettings
 from restmcts.store import StageFolder
@@ -224,6 +224,7 @@ def train(job: Job, kind: Kind, k: int, rows: Path, previous: str | Path) -> str
         metrics = job.tools.train(
             kind, found, base=base, out=stage.path, settings=options, seed=seed, on_progress=job.on_step
         )
+        release_memory()
         return {"rows": len(found), **metrics}
 
     settings = {
