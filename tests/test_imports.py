@@ -32,7 +32,7 @@ FORBIDDEN = {
     "train": {"drive"},
 }
 HEAVY = (
-    "torch transformers trl peft accelerate datasets vllm ray "
+    "torch transformers peft accelerate datasets vllm ray "
     "reasoning_gym math_verify sympy pandas pyarrow gguf openai httpx2"
 )
 
