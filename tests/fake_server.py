@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -149,7 +150,10 @@ class FakeServer:
         if path == "/v1/models":
             return {"data": [{"id": self.model}]}
         if path == "/pooling" and self.pooling is not None:
-            rows = [{"index": i, "data": self.pooling(ids)} for i, ids in enumerate(body["input"])]
+            made = [self.pooling(ids) for ids in body["input"]]
+            if body["use_activation"]:
+                made = [squashed(row) for row in made]
+            rows = [{"index": i, "data": row} for i, row in enumerate(made)]
             return {"data": rows, "usage": {"prompt_tokens": sum(map(len, body["input"]))}}
         chat = path == "/v1/chat/completions"
         if not chat and not (path == "/v1/completions" and self.completions):
@@ -235,6 +239,11 @@ class Choice:
 def pooled(ids: list[int]) -> list[list[float]]:
     """Logits that depend on the tokens up to each place."""
     return [[(derive_seed(*ids[: k + 1]) % 1000) / 250 - 2] for k in range(len(ids))]
+
+
+def squashed(row: list[list[float]]) -> list[list[float]]:
+    """The values of logits."""
+    return [[1 / (1 + math.exp(-logit))] for (logit,) in row]
 
 
 def _propose(question: str, path: Path, body: dict[str, Any]) -> Propose:

@@ -32,7 +32,8 @@ FORBIDDEN = {
     "train": {"drive"},
 }
 HEAVY = (
-    "torch transformers peft accelerate datasets vllm ray reasoning_gym math_verify sympy pandas pyarrow gguf openai"
+    "torch transformers peft accelerate datasets vllm ray "
+    "reasoning_gym math_verify sympy pandas pyarrow gguf openai httpx2"
 )
 
 

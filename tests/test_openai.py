@@ -27,7 +27,7 @@ from restmcts.search import SEARCHES, SearchSettings
 from restmcts.shell import guarded
 from restmcts.tasks import get_task
 from restmcts.types import Critique, Problem, Propose, Score, Step, Tree
-from tests.fake_server import FakeServer, Fault, pooled
+from tests.fake_server import FakeServer, Fault, pooled, squashed
 
 PROBLEM = Problem("p", "What is 3 + 4 - 2?", "5")
 PATH = steps_of("3 + 4 = 7")
@@ -283,13 +283,12 @@ def tokenizer_dir(tmp_path: Any) -> str:
 @pytest.mark.parametrize("honest", [True, False])
 def test_values_at_step_ends(tokenizer_dir: str, honest: bool) -> None:
     """Also of a server that gives values, not logits, whatever it is asked for."""
-    squash = lambda rows: [[1 / (1 + math.exp(-x[0]))] for x in rows]  # noqa: E731
 
     def shuffled(number: int, path: str, body: dict[str, Any]) -> Any:
         if path != "/pooling":
             return None
         rows = [pooled(ids) for ids in body["input"]]
-        rows = rows if honest and not body["use_activation"] else [squash(row) for row in rows]
+        rows = rows if honest and not body["use_activation"] else [squashed(row) for row in rows]
         data = [{"index": i, "data": row} for i, row in enumerate(rows)]
         return {"data": data[::-1], "usage": {"prompt_tokens": 100, "prompt_tokens_details": {"cached_tokens": 40}}}
 
@@ -299,7 +298,7 @@ def test_values_at_step_ends(tokenizer_dir: str, honest: bool) -> None:
         encoder = engines.value._encoder  # type: ignore[attr-defined]
         paths = (PATH, (*PATH, Step("7 - 2 = 5")))
         (scores,) = ask(engines, Score(PROBLEM, paths))
-    expected = [squash(pooled(encoder.trace(PROBLEM, path).ids))[-1][0] for path in paths]
+    expected = [squashed(pooled(encoder.trace(PROBLEM, path).ids))[-1][0] for path in paths]
     assert scores.values == pytest.approx(expected)
     assert scores.usage.value_tokens == 60
 
@@ -317,7 +316,7 @@ def test_values_at_step_ends(tokenizer_dir: str, honest: bool) -> None:
     ],
 )
 def test_a_value_is_never_invented(tokenizer_dir: str, broken: Any) -> None:
-    with FakeServer(pooling=pooled_values) as fake:
+    with FakeServer(pooling=pooled) as fake:
         engines = connect(fake, "pooling:v", tokenizer=tokenizer_dir)
         fake.hook = lambda number, path, body: {
             "data": [{"index": i, "data": row} for i, row in enumerate(broken([pooled(ids) for ids in body["input"]]))]
@@ -325,10 +324,6 @@ def test_a_value_is_never_invented(tokenizer_dir: str, broken: Any) -> None:
         (error,) = ask(engines, Score(PROBLEM, (PATH, PATH)), raises=False)
     assert isinstance(error, TransientError)
     assert "broken reply" in str(error)
-
-
-def pooled_values(ids: list[int]) -> list[list[float]]:
-    return [[1 / (1 + math.exp(-x[0]))] for x in pooled(ids)]
 
 
 @pytest.mark.model
@@ -681,7 +676,7 @@ def test_the_commands_take_a_server(tmp_path: Path, capsys: pytest.CaptureFixtur
         asked = len(fake.requests)
         code, out, err = command(capsys, "run", "--problems", problems, "--out", tmp_path / "r", *words)
         assert (code, err.count("\n")) == (2, 1)
-        assert "cannot be trained; use restmcts search, evaluate or solve" in err
+        assert "behind a server cannot be trained" in err
         assert len(fake.requests) == asked
         code, _, err = command(capsys, "solve", "What is 2 + 3?", *words, "--policy", "other")
         assert (code, err) == (2, f"error: {fake.url} does not serve 'other'; it serves solver\n")
