@@ -36,6 +36,7 @@ class _Job:
     max_tokens: int
     temperature: float
     seed: int
+    first: int = 0
     samples: dict[int, Sample] = field(default_factory=dict)
     cached: int = 0
     generated: int = 0
@@ -139,7 +140,7 @@ class TransformersPolicy:
                 jobs.append(job)
                 room -= job.n
             else:
-                nothing = Sample(Step("", ()), "length")
+                nothing = Sample(Step("", ()), "length", tokens=0)
                 letter.reply(Proposals((nothing,) * job.n, Usage(prompt_tokens=len(job.chain.ids) + 1, requests=1)))
         lacking = []
         for job in jobs:
@@ -160,13 +161,13 @@ class TransformersPolicy:
         if isinstance(request, Critique):
             ids = self.encoder.critique(request.problem, request.path)
             ends: list[int] = []
-            n, temperature = 1, 0.0
+            n, temperature, first = 1, 0.0, 0
         else:
             ids, ends = self._prefix(request.problem, request.path, request.advice)
-            n, temperature = request.n, request.temperature
+            n, temperature, first = request.n, request.temperature, request.first
         chain = Chain(ids[:-1], [*(end - 1 for end in ends), len(ids) - 1])
         room = self._context - len(ids)
-        return _Job(letter, chain, ids[-1], n, min(request.max_tokens, room), temperature, request.seed)
+        return _Job(letter, chain, ids[-1], n, min(request.max_tokens, room), temperature, request.seed, first)
 
     def _prefix(self, problem: Problem, path: Path, advice: str | None) -> tuple[list[int], list[int]]:
         """Prompt and steps, and where the segments before the last one end (each +1: the last token is held back)."""
@@ -198,7 +199,7 @@ class TransformersPolicy:
         temperature = torch.tensor([row.job.temperature for row in self._rows], device=logits.device)
         chosen = logits.argmax(dim=-1)
         if bool((temperature > 0).any()):
-            uniform = [_uniform(row.job.seed, row.index, len(row.new)) for row in self._rows]
+            uniform = [_uniform(row.job.seed, row.job.first + row.index, len(row.new)) for row in self._rows]
             cdf = torch.softmax(logits / temperature.clamp(min=1e-6)[:, None], dim=-1).cumsum(dim=-1)
             point = torch.tensor(uniform, device=logits.device)[:, None] * cdf[:, -1:]
             sampled = torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
@@ -225,18 +226,19 @@ class TransformersPolicy:
 
     def _sample(self, row: _Row) -> Sample | None:
         """The row's sample if it has ended."""
+        facts = row.logprob, len(row.new)
         if row.new[-1] in self._end_ids:
             new = row.new[:-1]
-            return Sample(Step(self.encoder.decode(new).strip(), tuple(new)), "end", row.logprob)
+            return Sample(Step(self.encoder.decode(new).strip(), tuple(new)), "end", *facts)
         delimiter = self.encoder.delimiter
         if delimiter[-1] in self._piece(row.new[-1]):
             text, found, rest = self.encoder.decode(row.new).lstrip().partition(delimiter)
             if found:
                 # A token that reaches into the next step cannot be kept as this step's: the text is.
                 ids = None if rest.strip() else tuple(row.new)
-                return Sample(Step(text.strip(), ids), "step", row.logprob)
+                return Sample(Step(text.strip(), ids), "step", *facts)
         if len(row.new) >= row.job.max_tokens:
-            return Sample(Step(self.encoder.decode(row.new).strip(), tuple(row.new)), "length", row.logprob)
+            return Sample(Step(self.encoder.decode(row.new).strip(), tuple(row.new)), "length", *facts)
         return None
 
     def _piece(self, token: int) -> str:

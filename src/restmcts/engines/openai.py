@@ -73,7 +73,7 @@ class ServerPolicy:
         found: dict[int, Sample] = {}
         usage = Usage()
         while len(found) < draws:
-            missing = [i for i in range(draws) if i not in found]
+            missing = [i for i in range(request.first, request.first + draws) if i not in found]
             parts = [missing] if self._way.several else [[i] for i in missing]
             answers = await asyncio.gather(*(self._draw(request, part) for part in parts), return_exceptions=True)
             usage = sum((a.usage for a in answers if isinstance(a, Proposals | TransientError)), usage)
@@ -85,7 +85,7 @@ class ServerPolicy:
                 if isinstance(answer, BaseException):
                     raise answer
                 found |= dict(zip(part, answer.samples, strict=False))
-        samples = tuple(found[i] for i in range(draws))
+        samples = tuple(found[i] for i in sorted(found))
         return Proposals(samples if draws == request.n else samples * request.n, usage)
 
     async def critique(self, request: Critique) -> Verdict:

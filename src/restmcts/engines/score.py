@@ -80,8 +80,8 @@ class TransformersValue:
         at = 0
         for letter in letters:
             count = len(letter.request.paths)
-            usage = Usage(value_tokens=sum(computed[at : at + count]), requests=1)
-            letter.reply(Scores(tuple(values[at : at + count]), usage))
+            tokens = tuple(computed[at : at + count])
+            letter.reply(Scores(tuple(values[at : at + count]), Usage(value_tokens=sum(tokens), requests=1), tokens))
             at += count
 
     def _chain(self, problem: Problem, path: Path) -> Chain:

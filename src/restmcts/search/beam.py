@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import NamedTuple
 
-from restmcts.search.nodes import Search, Wanted, best_of, finish, grow, new_tree, path_seed
+from restmcts.search.nodes import Search, Wanted, best_of, finish, grow, new_tree, nodes_of, path_seed
 from restmcts.search.settings import SearchSettings
 from restmcts.search.votes import Votes
 from restmcts.tasks import Task
@@ -31,8 +31,8 @@ def _beam(tree: Tree, settings: SearchSettings, task: Task) -> Generator[Ask, An
         kept = best_of(tree, front, -(-left // settings.branch), settings)
         each, more = divmod(left, len(kept))
         wanted = [Wanted(node, each + (rank < more), path_seed(tree, node)) for rank, node in enumerate(kept)]
-        made = yield from grow(tree, wanted, settings, task, origin="expand", score="steps")
-        new = [n for nodes in made for n in nodes]
+        grown = yield from grow(tree, wanted, settings, task, origin="expand", score="steps")
+        new = nodes_of(grown)
         votes.count(new)
         front = [n for n in new if tree.status[n] == "open"]
         left = sum(tree.copies[n] for n in front)
@@ -72,8 +72,8 @@ def _dvts(tree: Tree, settings: SearchSettings, task: Task) -> Generator[Ask, An
         more = settings.parallel - len(going)
         going, waiting = going + waiting[:more], waiting[more:]
         wanted = [Wanted(s.node, s.width, path_seed(tree, s.node, "subtree", s.number)) for s in going]
-        made = yield from grow(tree, wanted, settings, task, origin="expand", score="steps")
-        votes.count(n for nodes in made for n in nodes)
-        best = [(s, n) for s, nodes in zip(going, made, strict=True) for n in best_of(tree, nodes, 1, settings)]
+        grown = yield from grow(tree, wanted, settings, task, origin="expand", score="steps")
+        votes.count(nodes_of(grown))
+        best = [(s, n) for s, came in zip(going, grown, strict=True) for n in best_of(tree, came.nodes, 1, settings)]
         going = [s._replace(node=n) for s, n in best if tree.status[n] == "open"]
     return "decided" if going or waiting else "failed" if tree.failures else "done"

@@ -1,4 +1,4 @@
-"""What Monte Carlo tree searches have in common: many iterations, each from an open leaf, several in flight if wanted."""
+"""What Monte Carlo tree searches have in common: iterations, each from an open leaf, several in flight if wanted."""
 
 from __future__ import annotations
 

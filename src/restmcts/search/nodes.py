@@ -37,11 +37,23 @@ Phase = Generator[Request, Reply, T]
 
 
 class Wanted(NamedTuple):
-    """Next steps to ask for: after `node`, so many samples, drawn with `seed`."""
+    """Next steps to ask for: after `node`, so many samples, drawn with `seed`; `first` is the number of the first."""
 
     node: int
     samples: int
     seed: int
+    first: int = 0
+
+
+class Grown(NamedTuple):
+    """What came of it: the nodes the samples are, each once; how many samples; how many tokens. Nothing if it failed.
+
+    There are fewer samples than were wanted where a budget cut the request.
+    """
+
+    nodes: list[int]
+    samples: int = 0
+    tokens: int = 0
 
 
 def new_tree(problem: Problem, settings: SearchSettings, seed: int, method: str) -> Tree:
@@ -142,37 +154,44 @@ def grow(
     *,
     origin: str,
     score: Literal["nothing", "endings", "steps"],
-) -> Generator[Ask, Answer, list[list[int]]]:
-    """Ask for next steps in several places, `settings.parallel` at once; the nodes made in each, none where it failed.
+) -> Generator[Ask, Answer, list[Grown]]:
+    """Ask for next steps in several places, `settings.parallel` at once; what came of each, in order.
 
     What was asked for is scored before more is asked, so that a budget that runs out leaves nothing without its value.
     Each request counts as an iteration. Raises BudgetExhausted once that is thrown in, or part of a request was left
     unanswered.
     """
-    made: list[list[int]] = []
-    for first in range(0, len(wanted), settings.parallel):
-        group = wanted[first : first + settings.parallel]
-        replies = yield from ask_all(
-            [
-                Propose(tree.problem, tree.path(w.node), w.samples, w.seed, settings.temperature, settings.step_tokens)
-                for w in group
-            ]
-        )
-        for (node, _, _), reply in zip(group, replies, strict=True):
-            made.append([])
+    grown: list[Grown] = []
+    for start in range(0, len(wanted), settings.parallel):
+        group = wanted[start : start + settings.parallel]
+        replies = yield from ask_all([_propose(tree, want, settings) for want in group])
+        for want, reply in zip(group, replies, strict=True):
+            grown.append(Grown([]))
             if isinstance(reply, Proposals):
                 number = tree.iteration[-1] + 1
-                made[-1] = add_samples(tree, node, reply, settings, task, origin=origin, iteration=number)
+                made = add_samples(tree, want.node, reply, settings, task, origin=origin, iteration=number)
+                grown[-1] = Grown(made, len(reply.samples), reply.usage.policy_tokens)
             elif reply is not None:
                 note_failure(tree, "propose", reply)
-        new = [n for nodes in made[first:] for n in nodes]
+        new = nodes_of(grown[start:])
         if score == "steps":
             yield from score_nodes(tree, new)
         elif score == "endings":
             yield from score_endings(tree, new, settings)
         if None in replies:
             raise BudgetExhausted
-    return made
+    return grown
+
+
+def nodes_of(grown: Iterable[Grown]) -> list[int]:
+    """All nodes that were made, in order, each once."""
+    return list(dict.fromkeys(node for came in grown for node in came.nodes))
+
+
+def _propose(tree: Tree, want: Wanted, settings: SearchSettings) -> Propose:
+    node, samples, seed, first = want
+    path = tree.path(node)
+    return Propose(tree.problem, path, samples, seed, settings.temperature, settings.step_tokens, first=first)
 
 
 def path_seed(tree: Tree, node: int, *line: object) -> int:

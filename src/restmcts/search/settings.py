@@ -45,8 +45,8 @@ class SearchSettings(Settings):
     exploration: float = Field(default=0.5, ge=0, description="ε of the selection formula, c_puct of mcts")
     backup: Literal["weighted", "vanilla"] = Field(
         default="weighted",
-        description="weighted: the mean over a node's children by their visits; vanilla: the mean of what the iterations "
-        "through it found (vanilla MCTS)",
+        description="a node's value: weighted, the mean over its children by their visits; vanilla, the mean of what "
+        "the iterations through it found",
     )
     threshold: float = Field(
         default=0.9, ge=0, description="l: a finished node with at least this value ends the search; above 1: never"
@@ -74,8 +74,8 @@ class SearchSettings(Settings):
     samples: int = Field(
         default=8,
         ge=1,
-        description="N: chains of sample, best_of_n, weighted_vote; of beam, dvts and tot_bfs the candidates of a step, "
-        "samples / branch of which are kept",
+        description="N: chains of sample, best_of_n, weighted_vote; candidates for each step of beam, dvts, tot_bfs, "
+        "of which samples / branch are kept",
     )
     parallel: int = Field(
         default=1,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from restmcts.search.nodes import Search, Wanted, best_of, finish, grow, new_tree, path_seed, path_value
+from restmcts.search.nodes import Search, Wanted, best_of, finish, grow, new_tree, nodes_of, path_seed, path_value
 from restmcts.search.settings import SearchSettings
 from restmcts.search.votes import Votes
 from restmcts.tasks import Task
@@ -33,8 +33,8 @@ def _bfs(tree: Tree, settings: SearchSettings, task: Task) -> Generator[Ask, Ans
         if votes.decided(breadth * settings.branch * deeper):
             return "decided"
         wanted = [Wanted(node, settings.branch, path_seed(tree, node)) for node in going]
-        made = yield from grow(tree, wanted, settings, task, origin="expand", score="steps")
-        new = [n for nodes in made for n in nodes]
+        grown = yield from grow(tree, wanted, settings, task, origin="expand", score="steps")
+        new = nodes_of(grown)
         votes.count(new)
         ended = [n for n in states if tree.status[n] == "finished"]
         states = best_of(tree, ended + new, breadth, settings)
@@ -61,9 +61,9 @@ def _dfs(tree: Tree, settings: SearchSettings, task: Task) -> Generator[Ask, Ans
         going = [stack.pop() for _ in range(min(settings.parallel, left, len(stack)))]
         left -= len(going)
         wanted = [Wanted(node, settings.branch, path_seed(tree, node)) for node in going]
-        made = yield from grow(tree, wanted, settings, task, origin="expand", score="steps")
-        votes.count(n for nodes in made for n in nodes)
-        for nodes in reversed(made):
+        grown = yield from grow(tree, wanted, settings, task, origin="expand", score="steps")
+        votes.count(nodes_of(grown))
+        for nodes, *_ in reversed(grown):
             ranked = [(n, path_value(tree, n, settings.step_aggregation)) for n in best_of(tree, nodes, None, settings)]
             if any(v is not None and v >= settings.threshold and tree.status[n] == "finished" for n, v in ranked):
                 return "threshold"
