@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from restmcts.search.iterations import Iterations
-from restmcts.search.nodes import Phase, Search, finish, new_tree, score_endings
+from restmcts.search.nodes import Phase, Search, finish, new_tree, path_value, score_endings
 from restmcts.search.settings import AnswerRule, SearchSettings
 from restmcts.tasks import Task
 from restmcts.types import Problem
@@ -88,8 +88,11 @@ class _Mcts(Iterations):
     def back_up(self, ending: int) -> None:
         """N ← N + 1 and Q ← Q + (worth − Q) / N, from the ending to the root. One V could not score says nothing."""
         tree, node = self.tree, ending
-        worth = 0.0 if tree.status[ending] == "dead" else tree.raw_value[ending]
-        if tree.status[ending] == "open" or worth is None:
+        if tree.status[ending] == "open":
+            return
+        how = self.settings.step_aggregation
+        worth = 0.0 if tree.status[ending] == "dead" else path_value(tree, ending, how)
+        if worth is None:
             return
         while node >= 0:
             tree.visits[node] += 1

@@ -133,8 +133,10 @@ def score_nodes(tree: Tree, nodes: Sequence[int]) -> Phase[bool]:
         note_failure(tree, "score", reply)
         return False
     for node, value in zip(wanted, reply.values, strict=True):
-        if tree.raw_value[node] is None:  # else another iteration in flight has asked too, and perhaps backed it up
-            tree.raw_value[node] = tree.value[node] = value
+        if tree.raw_value[node] is None:  # else another iteration in flight has asked too
+            tree.raw_value[node] = value
+            if tree.value[node] is None:  # else something was backed up already
+                tree.value[node] = value
     return True
 
 
