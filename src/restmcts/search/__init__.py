@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from typing import Any
 
 from restmcts.errors import ConfigError
 from restmcts.search.beam import beam, dvts
@@ -39,6 +40,19 @@ SEARCHES: dict[str, Method] = {
     "mcts": mcts,
 }
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    # Best-of-N with a process reward model; with an outcome reward model it is `best_of_n` itself
+    "best_of_n_min": {"method": "best_of_n", "step_aggregation": "min"},
+    "best_of_n_mean": {"method": "best_of_n", "step_aggregation": "mean"},
+    "best_of_n_product": {"method": "best_of_n", "step_aggregation": "product"},
+    # MCTS* without one of its parts, where the settings have it
+    "mcts_star_no_critic": {"method": "mcts_star", "self_critic": False},
+    "mcts_star_no_rollout": {"method": "mcts_star", "rollout_steps": 0},
+    "mcts_star_random_rollout": {"method": "mcts_star", "rollout": "random"},
+    "mcts_star_vanilla_backup": {"method": "mcts_star", "backup": "vanilla"},
+}
+"""methods under the names that studies use: settings that make of a method what the name says"""
+
 
 def get_search(name: str) -> Method:
     """The method of that name. Raises ConfigError with the nearest name when there is none."""
@@ -51,6 +65,7 @@ def get_search(name: str) -> Method:
 
 __all__ = [
     "SEARCHES",
+    "VARIANTS",
     "Method",
     "Search",
     "SearchSettings",

@@ -61,19 +61,19 @@ def dvts(problem: Problem, settings: SearchSettings, seed: int, task: Task) -> S
 def _dvts(tree: Tree, settings: SearchSettings, task: Task) -> Generator[Ask, Answer, str]:
     """One subtree after the other, or `parallel` at once: a budget that runs out leaves whole solutions."""
     votes = Votes(tree, settings, task, usual_rule="weighted", scored=True)
-    starts = range(0, settings.samples, settings.branch)
-    waiting = [_Subtree(n, min(settings.branch, settings.samples - start), 0) for n, start in enumerate(starts)]
+    samples, width, deepest = settings.samples, settings.branch, settings.max_depth
     going: list[_Subtree] = []
-
-    def left() -> int:
-        return sum(s.width * (settings.max_depth - len(tree.nodes_to(s.node))) for s in (*going, *waiting))
-
-    while (going or waiting) and not votes.decided(left()):
-        more = settings.parallel - len(going)
-        going, waiting = going + waiting[:more], waiting[more:]
+    begun = 0
+    while going or begun < samples:
+        to_come = sum(s.width * (deepest - len(tree.nodes_to(s.node))) for s in going)
+        if votes.decided(to_come + (samples - begun) * deepest):
+            return "decided"
+        while len(going) < settings.parallel and begun < samples:
+            going.append(_Subtree(begun // width, min(width, samples - begun), 0))
+            begun += going[-1].width
         wanted = [Wanted(s.node, s.width, path_seed(tree, s.node, "subtree", s.number)) for s in going]
         grown = yield from grow(tree, wanted, settings, task, origin="expand", score="steps")
         votes.count(nodes_of(grown))
         best = [(s, n) for s, came in zip(going, grown, strict=True) for n in best_of(tree, came.nodes, 1, settings)]
         going = [s._replace(node=n) for s, n in best if tree.status[n] == "open"]
-    return "decided" if going or waiting else "failed" if tree.failures else "done"
+    return "failed" if tree.failures else "done"
