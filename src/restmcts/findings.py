@@ -28,8 +28,8 @@ from restmcts.results import (
 from restmcts.tables import ABSENT, Table, count, duration, number, percent, points, probability, with_interval
 
 
-def result_tables(runs: Sequence[RunResults]) -> list[Table]:
-    """All tables on one run, or on several seeds of it."""
+def result_tables(runs: Sequence[RunResults], *, places: bool = True) -> list[Table]:
+    """All tables on one run, or on several seeds of it; for one run, `places` adds where things lie on the disk."""
     averaged = [value_table(runs), search_table(runs), training_table(runs), cost_table(runs)]
     tables = [
         accuracy_table(runs),
@@ -43,7 +43,7 @@ def result_tables(runs: Sequence[RunResults]) -> list[Table]:
         tables.insert(1, seeds_table(runs))
         for table in averaged:
             table.notes += [f"Means over {len(runs)} runs."] if table.rows else []
-    else:
+    elif places:
         tables.append(places_table(runs[0]))
     return [*(table for table in tables if table.rows or table.notes), conditions_table(runs)]
 
