@@ -22,10 +22,11 @@ from restmcts.types import Tree
 from restmcts.view.sets import TreeSet
 
 COLUMNS = (
-    "key id question kind gold answer right value gap nodes finished depth iterations policy_tokens value_tokens "
+    "key id question kind gold answer right reached value gap nodes finished depth iterations policy_tokens value_tokens "
     "seconds stop method"
 ).split()
-"""key: equal for equal questions · right: whether the answer given is, null where not known · value: what the value
+"""key: equal for equal questions · right: whether the answer given is, null where not known · reached: whether some leaf's is
+· value: what the value
 model said of it · gap: mean |value − right| over the finished leaves whose answers are graded"""
 _SHOWN = 400
 """characters of a question that the table is given"""
@@ -135,6 +136,7 @@ class TreeIndex:
         problem, usage, result = tree["problem"], tree["usage"], tree["result"]
         name, question, parent = str(problem["id"]), str(problem["question"]), tree["parent"]
         verdicts = self._verdicts_on(tree)
+        known = [verdict for verdict in verdicts if verdict is not None]
         right = self._chosen.get(name)
         if right is None and problem["answer"] is not None:
             right = False if result is None else verdicts[result]
@@ -151,6 +153,7 @@ class TreeIndex:
             "gold": problem["answer"],
             "answer": tree["final_answer"],
             "right": right,
+            "reached": any(known) if known else None,
             "value": None if result is None else tree["raw_value"][result],
             "gap": sum(gaps) / len(gaps) if gaps else None,
             "nodes": len(parent),

@@ -6,8 +6,19 @@ const paint = (() => {
   const NAMES = ["ink", "soft", "faint", "paper", "right", "wrong", "chosen", "now"];
   const TEXT_FROM = { row: 15, column: 96 };
 
+  let known = null;
+
   /** The colours of the current theme: named ones, and `scale(v)` for a value in [0, 1]. */
   function palette() {
+    return (known ??= readPalette());
+  }
+
+  /** The theme has changed. */
+  function forget() {
+    known = null;
+  }
+
+  function readPalette() {
     const style = getComputedStyle(document.documentElement);
     const read = (name) => style.getPropertyValue(`--${name}`).trim();
     const stops = [0, 1, 2, 3, 4].map((i) => rgb(read(`v${i}`)));
@@ -180,5 +191,5 @@ const paint = (() => {
     context.fillText(what, x, y);
   }
 
-  return { palette, tree };
+  return { palette, forget, tree };
 })();
