@@ -104,8 +104,8 @@ class _Handler(BaseHTTPRequestHandler):
         if path is None:
             self._send(HTTPStatus.NOT_FOUND, "text/plain", b"there is nothing here; use the whole address\n")
         elif path in page.FILES:
-            kind, body = page.FILES[path]()
-            self._send(HTTPStatus.OK, kind, body)
+            kind, content = page.FILES[path]
+            self._send(HTTPStatus.OK, kind, content())
         else:
             self._answer(path, {name: values[-1] for name, values in parse_qs(split.query).items()})
 

@@ -97,7 +97,7 @@ class TreeCanvas {
   begin() {
     this.home = true;
     this.fit();
-    if (this.sy < 17 && this.sy > 7.5) {
+    if (this.sy < 17 && this.sy > 7.5 && this.sx >= paint.TEXT_FROM.column) {
       this.zoom(17 / this.sy, this.ox, this.y(this.data.result ?? 0));
       this.reveal(this.data.result ?? 0, true);
     }

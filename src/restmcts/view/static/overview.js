@@ -8,8 +8,8 @@ const overview = (() => {
     const page = h("div", { class: "page" });
     const numbers = run.numbers;
     page.append(header(numbers));
-    if (numbers.accuracy?.length) page.append(section("Held-out accuracy", accuracy(numbers), "95 % intervals; a question without an answer counts as wrong."));
     const plots = [
+      numbers.accuracy?.length && section("Held-out accuracy", accuracy(numbers), "95 % intervals; a question without an answer counts as wrong."),
       numbers.search?.length && section("Questions solved while searching", solved(numbers), "Of the questions searched for training data: with a right leaf in the tree, and with the right answer given."),
       numbers.value?.length && section("Value model", ranking(numbers), "The chance that a right step scores above a wrong one of the same tree, on the trees of the held-out search."),
       numbers.value?.some((v) => v.reliability?.length) && section("Can its values be believed?", calibration(numbers), "At finished leaves: the share that is right, where the value model said so much."),

@@ -146,8 +146,8 @@ const paint = (() => {
     if (t.isNow(n)) circle(context, x, y, r + 3, c.now, 1.5);
     if (n === t.selected) circle(context, x, y, r + 7.5, c.ink, 1.5);
     if (t.folded.has(n)) note(context, `+${text.count(t.below[n])}`, x + r + 8, y + 4, c.soft, c);
-    else if (labelled && t.lay.first[n] < 0 && n) {
-      const last = answer[n] !== null ? text.plain(answer[n]) : status[n] === "dead" ? reason[n] || "dead" : "open";
+    else if (labelled && (answer[n] !== null || status[n] === "dead")) {
+      const last = answer[n] !== null ? text.plain(answer[n]) : reason[n] || "dead";
       const told = answer[n] !== null ? c.ink : c.soft;
       note(context, last.length > 18 ? `${last.slice(0, 17)}…` : last, x + r + (n === t.data.result ? 11 : 8), y + 4, told, c);
     }
@@ -191,5 +191,5 @@ const paint = (() => {
     context.fillText(what, x, y);
   }
 
-  return { palette, forget, tree };
+  return { palette, forget, tree, TEXT_FROM };
 })();

@@ -49,7 +49,7 @@ const treePage = (() => {
       const loose = h("input", { type: "checkbox", onchange: (event) => this.set({ hideLoose: !event.target.checked }) });
       loose.checked = !this.options.hideLoose;
       return h("div", { class: "controls tree-bar" },
-        this.rows.length > 1 && h("label", {}, h("span", {}, "Beside it"), compare),
+        this.rows.length > 1 && h("label", {}, h("span", {}, "Compare with"), compare),
         h("label", {}, h("span", {}, "Colour"), colour), legend(),
         h("label", { class: "check" }, loose, "unfinished branches"),
         h("details", { class: "help" }, h("summary", {}, "Keys"), keys()));
@@ -102,9 +102,9 @@ const treePage = (() => {
       this.told = h("output", {});
       const zoom = (by) => () => this.canvas.zoom(by, this.canvas.width / 2, this.canvas.height / 2);
       const tool = (name, label, onclick) => h("button", { type: "button", "aria-label": label, title: label, onclick }, name);
-      this.canvas.element.append(h("div", { class: "zoom" }, tool("+", "Zoom in", zoom(1.4)), tool("−", "Zoom out", zoom(1 / 1.4)), tool("⤢", "Show all", () => this.canvas.fit())));
+      const tools = h("div", { class: "zoom" }, tool("−", "Zoom out", zoom(1 / 1.4)), tool("+", "Zoom in", zoom(1.4)), tool("⤢", "Show all", () => this.canvas.fit()));
       this.element = h("section", { class: "pane", "aria-label": row.set.title }, this.head(), this.canvas.element,
-        h("div", { class: "player" }, this.button, this.slider, this.told));
+        h("div", { class: "player" }, this.button, this.slider, this.told, tools));
       this.load();
     }
 
