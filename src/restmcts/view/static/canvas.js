@@ -67,7 +67,7 @@ class TreeCanvas {
 
   radius(n) {
     const wanted = 3.5 + 8 * Math.sqrt(this.visits[n] / this.most);
-    return Math.max(1.3, Math.min(wanted, this.sy * 0.46));
+    return Math.max(1.3, Math.min(wanted, this.sy * 0.46 * this.lay.leaves[n]));
   }
 
   // ---------------------------------------------------------------- the view

@@ -35,11 +35,14 @@ function layout(parent, shown, folded) {
     for (let c = first[i]; c >= 0; c = next[c]) children.push(c);
     while (children.length) stack.push(children.pop());
   }
+  const leaves = new Int32Array(n);
   for (let k = order.length - 1; k >= 0; k--) {
     const i = order[k];
     if (first[i] >= 0) row[i] = (row[first[i]] + row[last[i]]) / 2;
+    else leaves[i] = 1;
+    if (i > 0) leaves[parent[i]] += leaves[i];
   }
-  return { depth, row, hidden, first, next, order, rows: Math.max(1, rows), deepest };
+  return { depth, row, hidden, first, next, order, leaves, rows: Math.max(1, rows), deepest };
 }
 
 /** For each node, how many iterations up to `time` made a node at or below it. */

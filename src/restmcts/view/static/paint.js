@@ -69,11 +69,13 @@ const paint = (() => {
       if (t.chosen[n]) styles.chosen.push(n);
       else if (t.isNow(n)) styles.now.push(n);
       else styles[t.loose[n] ? "loose" : "plain"].push(n);
-      if (t.picked.has(n)) styles.picked.push(n);
+      if (t.picked.has(n) && !t.chosen[n]) styles.picked.push(n);
     }
     const c = t.colours;
+    context.globalAlpha = Math.max(0.12, Math.min(1, t.sy / 5)); // where lines lie close together, they are light
     stroke(context, t, styles.loose, c.faint, 1, [2, 4]);
     stroke(context, t, styles.plain, c.soft, 1);
+    context.globalAlpha = 1;
     stroke(context, t, styles.now, c.now, 2);
     stroke(context, t, styles.chosen, c.chosen, 3.5);
     stroke(context, t, styles.picked, c.ink, 1.5);

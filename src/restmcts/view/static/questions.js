@@ -136,7 +136,7 @@ const questions = (() => {
         question: () => h("a", { href: link }, text.prose(row.question)),
         kind: () => row.kind ?? "",
         strip: () => strip(row),
-        answer: () => [verdict(row.right), " ", h("span", { class: "answer" }, row.answer === null ? "none" : text.prose(row.answer))],
+        answer: () => [verdict(row.right), " ", h("span", { class: "answer" }, row.answer === null ? "none" : text.answer(row.answer))],
         value: () => swatch(row.value),
         gap: () => text.number(row.gap),
         seconds: () => text.number(row.seconds, 1),

@@ -59,12 +59,24 @@ const text = (() => {
     }
   }
 
+  /** An answer: bare LaTeX, as question sets write it, is a formula too. */
+  function answer(source) {
+    const whole = String(source ?? "");
+    return /\\[a-zA-Z]/.test(whole) && !/[$<>]|\\[([]/.test(whole) ? rendered(whole, undefined, whole) : prose(whole);
+  }
+
+  const SIGNS = {
+    times: "×", cdot: "·", div: "÷", pm: "±", leq: "≤", le: "≤", geq: "≥", ge: "≥", neq: "≠", ne: "≠", approx: "≈", to: "→",
+    rightarrow: "→", Rightarrow: "⇒", implies: "⇒", sum: "∑", prod: "∏", int: "∫", infty: "∞", cdots: "⋯", ldots: "…", dots: "…",
+    alpha: "α", beta: "β", gamma: "γ", delta: "δ", theta: "θ", lambda: "λ", mu: "μ", pi: "π", sigma: "σ", phi: "φ", omega: "ω",
+    in: "∈", equiv: "≡", circ: "∘", angle: "∠", triangle: "△", left: "", right: "", displaystyle: "", quad: " ",
+  };
   const PLAIN = [
     [/\\(?:boxed|text|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}/g, "$1"],
     [/\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}/g, "$1/$2"],
     [/\\sqrt\s*\{([^{}]*)\}/g, "√($1)"],
-    [/\\times\b/g, "×"], [/\\cdot\b/g, "·"], [/\\div\b/g, "÷"], [/\\pm\b/g, "±"], [/\\pi\b/g, "π"],
-    [/\\leq?\b/g, "≤"], [/\\geq?\b/g, "≥"], [/\\neq?\b/g, "≠"], [/\\(?:left|right|displaystyle)\b/g, ""],
+    [/\\([a-zA-Z]+)/g, (all, name) => (Object.hasOwn(SIGNS, name) ? SIGNS[name] : all)],
+    [/([_^])\{([^{}])\}/g, "$1$2"],
     [/\\[,;!: ]/g, " "], [/\\[()[\]]|\$/g, ""], [/\s+/g, " "],
   ];
 
@@ -95,7 +107,7 @@ const text = (() => {
   };
   const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 
-  return { prose, plain, number, count, percent, duration, plural, absent, ABSENT };
+  return { prose, answer, plain, number, count, percent, duration, plural, absent, ABSENT };
 })();
 
 /** ✓, ✗ or · : right, wrong, not known. */

@@ -36,7 +36,7 @@ const treePage = (() => {
       return h("header", { class: "question" },
         h("p", { class: "path" }, h("a", { href: `#/questions?${new URLSearchParams({ set: row.set.name })}` }, row.set.title), h("span", {}, row.id), h("span", { class: "grow" }), link(before, "Previous"), link(after, "Next")),
         h("h1", { class: "asked" }, text.prose(row.question)),
-        row.gold !== null && h("p", { class: "gold" }, "Known answer ", h("strong", {}, text.prose(row.gold))));
+        row.gold !== null && h("p", { class: "gold" }, "Known answer ", h("strong", {}, text.answer(row.gold))));
     }
 
     bar() {
@@ -100,6 +100,7 @@ const treePage = (() => {
       this.button = h("button", { type: "button", class: "play", "aria-label": "Play the search", onclick: () => this.play() }, "▶");
       this.slider = h("input", { type: "range", min: "0", step: "1", "aria-label": "Iteration", oninput: () => { this.stop(); this.at(Number(this.slider.value)); } });
       this.told = h("output", {});
+      this.mark = verdict(row.right);
       const zoom = (by) => () => this.canvas.zoom(by, this.canvas.width / 2, this.canvas.height / 2);
       const tool = (name, label, onclick) => h("button", { type: "button", "aria-label": label, title: label, onclick }, name);
       const tools = h("div", { class: "zoom" }, tool("−", "Zoom out", zoom(1 / 1.4)), tool("+", "Zoom in", zoom(1.4)), tool("⤢", "Show all", () => this.canvas.fit()));
@@ -111,7 +112,7 @@ const treePage = (() => {
     head() {
       const row = this.row;
       const facts = [row.method, `${text.plural(row.nodes, "node")}`, `${text.count(row.policy_tokens)} tokens`, `ended: ${row.stop.replaceAll("_", " ")}`];
-      return h("header", {}, h("h2", {}, row.set.title), h("p", {}, verdict(row.right), " ", h("strong", {}, row.answer === null ? "no answer" : text.prose(row.answer))), h("p", { class: "note" }, facts.join(" · ")));
+      return h("header", {}, h("h2", {}, row.set.title), h("p", {}, this.mark, " ", h("strong", {}, row.answer === null ? "no answer" : text.answer(row.answer))), h("p", { class: "note" }, facts.join(" · ")));
     }
 
     async load() {
@@ -122,6 +123,7 @@ const treePage = (() => {
         return;
       }
       const { canvas } = this;
+      if (this.row.right === null && this.data.result !== null) this.mark.replaceWith(verdict(this.data.nodes.correct[this.data.result]));
       canvas.colourBy = this.page.options.colourBy;
       canvas.hideLoose = this.page.options.hideLoose;
       canvas.show(this.data);
@@ -190,7 +192,7 @@ const treePage = (() => {
     const { status, answer, correct, reason } = data.nodes;
     const marks = [];
     if (n === data.result) marks.push(h("span", { class: "tag chosen" }, "the answer given"));
-    if (status[n] === "finished") marks.push(h("span", {}, verdict(correct[n]), " answer ", h("strong", {}, text.prose(answer[n]))));
+    if (status[n] === "finished") marks.push(h("span", {}, verdict(correct[n]), " answer ", h("strong", {}, text.answer(answer[n]))));
     if (status[n] === "dead") marks.push(h("span", { class: "tag" }, { empty: "dead: an empty step", length: "dead: cut off at the token limit", ended: "dead: ended without an answer", depth: "dead: too many steps" }[reason[n]] || "dead"));
     if (status[n] === "open") marks.push(h("span", { class: "tag" }, data.nodes.parent.includes(n) ? "went on" : "unfinished"));
     return h("p", { class: "outcome" }, marks);
