@@ -42,6 +42,7 @@ const paint = (() => {
     const { width, height } = t;
     const visible = [];
     const margin = 40;
+    const drawn = new Float64Array(t.lay.deepest + 1).fill(-1e9); // by depth: where the last node was drawn
     for (const n of t.lay.order) {
       if (!t.there(n)) continue;
       const y = t.y(n);
@@ -49,6 +50,10 @@ const paint = (() => {
       const from = p < 0 ? y : t.y(p);
       if (Math.max(y, from) < -margin || Math.min(y, from) > height + margin) continue;
       if (t.x(n) < -margin || (p >= 0 && t.x(p) > width + margin)) continue;
+      // Of nodes on top of each other one is enough, and a right one is not to be hidden by others.
+      const depth = t.lay.depth[n];
+      if (y - drawn[depth] < 0.7 && y >= drawn[depth] && t.nodes.correct[n] !== true && !t.chosen[n] && n !== t.selected) continue;
+      drawn[depth] = y;
       visible.push(n);
     }
     context.clearRect(0, 0, width, height);
@@ -63,19 +68,20 @@ const paint = (() => {
   // ---------------------------------------------------------------- edges
 
   function edges(context, t, visible) {
-    const styles = { loose: [], plain: [], now: [], picked: [], chosen: [] };
+    const styles = { loose: [], plain: [], close: [], now: [], picked: [], chosen: [] };
     for (const n of visible) {
       if (n === 0) continue;
       if (t.chosen[n]) styles.chosen.push(n);
       else if (t.isNow(n)) styles.now.push(n);
-      else styles[t.loose[n] ? "loose" : "plain"].push(n);
+      else styles[t.loose[n] ? "loose" : t.sy * t.lay.leaves[n] < 4 ? "close" : "plain"].push(n);
       if (t.picked.has(n) && !t.chosen[n]) styles.picked.push(n);
     }
     const c = t.colours;
-    context.globalAlpha = Math.max(0.12, Math.min(1, t.sy / 5)); // where lines lie close together, they are light
+    context.globalAlpha = Math.max(0.15, Math.min(1, t.sy / 5)); // where lines lie close together, they are light
+    stroke(context, t, styles.close, c.soft, 1);
     stroke(context, t, styles.loose, c.faint, 1, [2, 4]);
-    stroke(context, t, styles.plain, c.soft, 1);
     context.globalAlpha = 1;
+    stroke(context, t, styles.plain, c.soft, 1);
     stroke(context, t, styles.now, c.now, 2);
     stroke(context, t, styles.chosen, c.chosen, 3.5);
     stroke(context, t, styles.picked, c.ink, 1.5);
