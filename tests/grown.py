@@ -28,7 +28,9 @@ HOSTILE = [
 ]
 
 
-def grown(name: str, question: str, nodes: int, *, answer: str = "42", seed: int = 0, steps: list[str] | None = None) -> Tree:
+def grown(
+    name: str, question: str, nodes: int, *, answer: str = "42", seed: int = 0, steps: list[str] | None = None
+) -> Tree:
     """A tree of so many nodes that looks as if it was searched; its steps are `steps` in turn."""
     rng = random.Random(seed)
     tree = Tree(Problem(name, question, answer), "mcts_star", seed, {"iterations": nodes // 3, "branch": 3})
@@ -37,7 +39,9 @@ def grown(name: str, question: str, nodes: int, *, answer: str = "42", seed: int
         iteration += 1
         node = leaves.pop(rng.randrange(len(leaves)))
         for _ in range(min(3, nodes - len(tree))):
-            text = steps[len(tree) % len(steps)] if steps else f"{rng.randrange(90)} + {rng.randrange(90)} = {len(tree)}"
+            text = (
+                steps[len(tree) % len(steps)] if steps else f"{rng.randrange(90)} + {rng.randrange(90)} = {len(tree)}"
+            )
             deep = depth[node] >= 11 or (depth[node] > 2 and rng.random() < 0.3)
             ends = deep and rng.random() < 0.8
             says = rng.choice([answer, "41", "7"]) if ends else None

@@ -22,12 +22,12 @@ from restmcts.types import Tree
 from restmcts.view.sets import TreeSet
 
 COLUMNS = (
-    "key id question kind gold answer right reached value gap nodes finished depth iterations policy_tokens value_tokens "
-    "seconds stop method"
+    "key id question kind gold answer right reached value gap nodes finished depth iterations "
+    "policy_tokens value_tokens seconds stop method"
 ).split()
-"""key: equal for equal questions · right: whether the answer given is, null where not known · reached: whether some leaf's is
-· value: what the value
-model said of it · gap: mean |value − right| over the finished leaves whose answers are graded"""
+"""key: equal for equal questions · right: whether the answer given is, null where not known · reached: whether that of
+some leaf is · value: what the value model said of the answer given · gap: mean |value − right| over the finished leaves
+whose answers are graded"""
 _SHOWN = 400
 """characters of a question that the table is given"""
 
@@ -94,14 +94,16 @@ class TreeIndex:
         try:
             tree = Tree.from_record(_parsed(_piece(self.set.trees, place)))
         except (ValueError, TypeError, KeyError) as error:
-            raise StoreError(
-                f"{self.set.trees}, byte {place[0]}: {error}; search again, or mend the file"
-            ) from None
+            raise StoreError(f"{self.set.trees}, byte {place[0]}: {error}; search again, or mend the file") from None
         labels, place_of_labels = self.set.labels, self._labels.get(tree.problem.id)
         if labels is None or place_of_labels is None:
             return tree, None
-        found = _parsed(_piece(labels, place_of_labels))
-        return tree, found if len(found["correct"]) == len(tree) else None
+        try:
+            found = _parsed(_piece(labels, place_of_labels))
+        except (ValueError, StoreError):  # replaced since; the next look will tell
+            return tree, None
+        whole = all(len(found.get(name) or ()) == len(tree) for name in ("correct", "m", "r", "w", "v"))
+        return tree, found if whole else None
 
     def _look(self, descriptor: int) -> None:
         """Start over when this is another file than before, or when the run has graded these trees since."""

@@ -25,8 +25,8 @@ from restmcts.view.viewer import Viewer
 
 STYLES = ["style.css"]
 SCRIPTS = [
-    "temml.min.js", "data.js", "text.js", "charts.js", "layout.js", "paint.js", "canvas.js", "overview.js", "questions.js",
-    "tree.js", "main.js",
+    "temml.min.js", "data.js", "text.js", "charts.js", "layout.js", "paint.js", "canvas.js",
+    "overview.js", "questions.js", "tree.js", "main.js",
 ]  # fmt: skip
 """in the order in which they build on each other"""
 TREES_MIB = 12
@@ -70,7 +70,10 @@ def page(outs: Sequence[str | Path]) -> str:
         finally:
             viewer.close()
     text = markdown(title(runs), result_tables(runs, places=False))
-    blocks = [_block("data", _packed(found)), *(_block(f"trees-{number}", piece) for number, piece in enumerate(pieces))]
+    blocks = [
+        _block("data", _packed(found)),
+        *(_block(f"trees-{number}", piece) for number, piece in enumerate(pieces)),
+    ]
     blocks += [f"<script>{_static(name)}</script>" for name in SCRIPTS]
     blocks.append(f"<noscript><pre>{html.escape(text)}</pre></noscript>")
     styles = [_static(name) for name in STYLES]

@@ -89,7 +89,7 @@ const run = (() => {
   async function tree(row) {
     if (!embedded) return ask("tree", { set: row.set.name, row: row.row });
     const piece = (held.trees[row.set.name] || {})[row.row];
-    if (piece === undefined) throw new Error("This tree was left out of the file, which holds no more than some. Open it with: restmcts view");
+    if (piece === undefined) throw new Error("This tree had no room in the file. In the run's folder it is there for: restmcts view");
     if (!pieces.has(piece)) pieces.set(piece, unpacked(`trees-${piece}`));
     return (await pieces.get(piece)).find((found) => found.set === row.set.name && found.row === row.row);
   }
@@ -104,8 +104,17 @@ const run = (() => {
     return [...sets.values()].map((set) => set.byKey.get(key)).filter(Boolean);
   }
 
+  /** How many trees a file holds of those there are; null where all can be had. */
+  function kept() {
+    if (!embedded) return null;
+    const count = (numbers) => numbers.reduce((a, b) => a + b, 0);
+    const all = count([...sets.values()].map((set) => set.rows.length));
+    const here = count(Object.values(held.trees || {}).map((rows) => Object.keys(rows).length));
+    return here < all ? { here, all } : null;
+  }
+
   return {
-    refresh, tree, alike, treesOf, sets,
+    refresh, kept, tree, alike, treesOf, sets,
     live: !embedded,
     get state() { return state; },
     get numbers() { return numbers; },

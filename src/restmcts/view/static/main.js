@@ -53,7 +53,7 @@
     try {
       const changed = await run.refresh();
       if (page === null) arrive();
-      else if (changed && page.update) page.update(true);
+      else if (changed && page.update) page.update();
       else if (changed && !page.keep) {
         const at = scrollY;
         show();
@@ -69,6 +69,7 @@
   function arrive() {
     document.title = `${run.state.name} · restmcts`;
     document.getElementById("run-name").textContent = run.state.name;
+    document.querySelector('nav a[data-view="questions"]').hidden = !run.live && !run.sets.size;
     show();
   }
 

@@ -17,7 +17,9 @@ const overview = (() => {
       numbers.stages?.some((s) => s.policy_tokens) && section("Tokens", tokens(numbers), "Tokens the policy generated, and those the value model was given; beside them the share of prompt tokens that were not computed again."),
     ].filter(Boolean);
     if (plots.length) page.append(h("div", { class: "columns" }, plots));
-    page.append(section("Trees", treeSets()));
+    const kept = run.kept();
+    const left = kept && `This file has room for ${text.count(kept.here)} of ${text.plural(kept.all, "tree")}; all are listed, and all can be seen with: restmcts view`;
+    if (run.live || run.sets.size) page.append(section("Trees", treeSets(), left));
     if (numbers.tables?.length) page.append(h("section", { class: "tables" }, h("h2", {}, "All numbers"), numbers.tables.map(table)));
     return page;
   }

@@ -42,7 +42,6 @@ const questions = (() => {
   // ---------------------------------------------------------------- the page
 
   function view(query, go) {
-    memo = new Map();
     const sets = [...run.sets.values()];
     const set = run.sets.get(query.set) || sets.filter((s) => s.mode === "search").at(-1) || sets.at(-1);
     if (!set) return h("div", { class: "page" }, h("p", { class: "note" }, "No trees yet."));
@@ -51,7 +50,7 @@ const questions = (() => {
     const list = new List(set, now, go);
     page.append(h("h1", { class: "small" }, "Questions"), controls(set, now, go, list), list.element);
     list.fill();
-    page.update = (changed) => changed && list.fill();
+    page.update = () => list.fill(true);
     return page;
   }
 
@@ -106,8 +105,11 @@ const questions = (() => {
         h("button", { type: "button", title: column.title, onclick: () => this.go({ ...this.now, sort: next }) }, column.name, h("span", { "aria-hidden": "true" }, sorted ? (down ? " ↓" : " ↑") : "")));
     }
 
-    /** Filter and sort anew, and draw the first rows. */
-    fill() {
+    /** Filter and sort anew, and draw the first rows; or as many as were drawn, when it is only that more are there. */
+    fill(more = false) {
+      memo = new Map();
+      const before = more ? this.body.children.length : 0;
+      const at = scrollY;
       const { show, first, q, kind, sort } = this.now;
       const wanted = SHOW.find(([name]) => name === show)?.[2] ?? SHOW[0][2];
       const words = q.trim().toLowerCase();
@@ -121,7 +123,8 @@ const questions = (() => {
       const reading = this.set.share < 1 ? `, ${text.percent(this.set.share, 0)} of the file read` : "";
       this.count.textContent = `${text.count(this.found.length)} of ${text.plural(this.set.byKey.size, "question")}${reading}`;
       this.body.replaceChildren();
-      this.extend();
+      do this.extend(); while (this.body.children.length < Math.min(before, this.found.length));
+      if (more) scrollTo(0, at);
     }
 
     extend() {
