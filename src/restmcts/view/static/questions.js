@@ -56,7 +56,7 @@ const questions = (() => {
 
   function controls(set, now, go, list) {
     const choose = (name, label, options) => {
-      const select = h("select", { onchange: (event) => go({ ...now, [name]: event.target.value }) }, options);
+      const select = h("select", { "aria-label": label, onchange: (event) => go({ ...now, [name]: event.target.value }) }, options);
       select.value = now[name];
       return h("label", {}, h("span", {}, label), select);
     };

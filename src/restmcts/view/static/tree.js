@@ -41,10 +41,10 @@ const treePage = (() => {
 
     bar() {
       const option = (row, name = row.set.title) => h("option", { value: row.set.name }, name);
-      const compare = h("select", { onchange: (event) => this.change({ b: event.target.value }) },
+      const compare = h("select", { "aria-label": "Compare with", onchange: (event) => this.change({ b: event.target.value }) },
         h("option", { value: "" }, "nothing"), this.rows.filter((row) => row !== this.panes[0].row).map((row) => option(row, `${row.set.title} ${row.right === true ? "✓" : row.right === false ? "✗" : ""}`)));
       compare.value = this.panes[1]?.row.set.name ?? "";
-      const colour = h("select", { onchange: (event) => this.set({ colourBy: event.target.value }) }, COLOURS.map(([value, name, title]) => h("option", { value, title }, name)));
+      const colour = h("select", { "aria-label": "Colour", onchange: (event) => this.set({ colourBy: event.target.value }) }, COLOURS.map(([value, name, title]) => h("option", { value, title }, name)));
       colour.value = this.options.colourBy;
       const loose = h("input", { type: "checkbox", onchange: (event) => this.set({ hideLoose: !event.target.checked }) });
       loose.checked = !this.options.hideLoose;
@@ -185,7 +185,7 @@ const treePage = (() => {
     found.push(prompt(data, way));
     if (n === 0) found.push(settings(data));
     if (canvas.time < canvas.last) found.push(h("p", { class: "note" }, "Values and visits are those at the end of the search."));
-    return found;
+    return found.filter(Boolean);
   }
 
   function outcome(data, n) {
