@@ -23,7 +23,10 @@ from tests.test_loop import config
 
 api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; on Debian: apt-get install chromium"),
+]
 
 PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
 
@@ -365,11 +368,11 @@ def test_a_click_selects_and_folding_hides(open_page: Open, trees_url: str):
 def test_unfinished_branches_are_apart_and_can_be_left_out(open_page: Open, trees_url: str):
     view = open_page(trees_url + "#/questions?q=Let")
     first_tree(view)
-    assert any("unfinished" in said for said in walk(view))
+    assert any("\nunfinished\n" in said for said in walk(view))
     view.get_by_label("unfinished branches").uncheck()
     said = walk(view)
     assert len(said) > 3
-    assert not any("unfinished" in words for words in said)
+    assert not any("\nunfinished\n" in words for words in said)
     view.reload()
     view.wait_for_selector(".details h2")
     assert not view.get_by_label("unfinished branches").is_checked()
