@@ -66,7 +66,8 @@ class TreeCanvas {
   line(n) { return (this.lines[n] ??= text.plain(this.nodes.text[n])); }
 
   radius(n) {
-    const wanted = 3.5 + 8 * Math.sqrt(this.visits[n] / this.most);
+    const least = this.nodes.correct[n] === null ? 3.5 : 5; // room for a tick or a cross
+    const wanted = Math.max(least, 3.5 + 8 * Math.sqrt(this.visits[n] / this.most));
     return Math.max(1.3, Math.min(wanted, this.sy * 0.46 * this.lay.leaves[n]));
   }
 
