@@ -81,7 +81,8 @@ def page(outs: Sequence[str | Path]) -> str:
     policy += f"style-src {_hashes(styles)}; script-src {_hashes([_static(name) for name in SCRIPTS])}"
     head = [f'<meta http-equiv="Content-Security-Policy" content="{policy}">']
     head += [f"<style>{style}</style>" for style in styles]
-    return _template().replace(_MARK_HEAD, "\n".join(head)).replace(_MARK_DATA, "\n".join(blocks))
+    named = _template().replace("<title>restmcts", f"<title>{html.escape(title(runs))} · restmcts")
+    return named.replace(_MARK_HEAD, "\n".join(head)).replace(_MARK_DATA, "\n".join(blocks))
 
 
 def _trees(viewer: Viewer) -> tuple[dict[str, dict[int, int]], list[str]]:

@@ -14,7 +14,7 @@ const h = (tag, attributes = {}, ...children) => {
 };
 
 const text = (() => {
-  const FORMULA = /\$\$([\s\S]+?)\$\$|\\\[([\s\S]+?)\\\]|\\\(([\s\S]+?)\\\)|\$(?=\S)((?:\\.|[^$\\\n])*?[^\s\\$])\$(?!\d)|(\\boxed\s*\{)/g;
+  const FORMULA = /\$\$([\s\S]{1,2000}?)\$\$|\\\[([\s\S]{1,2000}?)\\\]|\\\(([\s\S]{1,2000}?)\\\)|\$(?=\S)((?:\\.|[^$\\\n])*?[^\s\\$])\$(?!\d)|(\\boxed\s*\{)/g;
   const LONGEST = 2000;
   const SETTINGS = { throwOnError: true, trust: false, maxExpand: 200, maxSize: [20, 20] };
 
