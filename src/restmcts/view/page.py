@@ -26,7 +26,7 @@ from restmcts.view.viewer import Viewer
 STYLES = ["style.css"]
 SCRIPTS = [
     "temml.min.js", "data.js", "text.js", "charts.js", "layout.js", "paint.js", "canvas.js",
-    "overview.js", "questions.js", "tree.js", "main.js",
+    "overview.js", "questions.js", "details.js", "tree.js", "main.js",
 ]  # fmt: skip
 """in the order in which they build on each other"""
 TREES_MIB = 12

@@ -5,8 +5,10 @@ class TreeCanvas {
   constructor({ onSelect, onPlay, onStep }) {
     this.report = { onSelect, onPlay, onStep };
     this.canvas = h("canvas", {
-      tabindex: "0", role: "application",
-      "aria-label": "Search tree. Arrow keys go from node to node, space plays the search, plus and minus zoom, 0 shows all, f folds.",
+      tabindex: "0",
+      role: "application",
+      "aria-label":
+        "Search tree. Arrow keys go from node to node, space plays, plus and minus zoom, 0 shows all, f folds.",
     });
     this.tip = h("div", { class: "tip", hidden: true });
     this.element = h("div", { class: "tree-area" }, this.canvas, this.tip);
@@ -52,18 +54,34 @@ class TreeCanvas {
   }
 
   count() {
-    this.visits = this.time < this.last ? visitsUntil(this.nodes.parent, this.nodes.iteration, this.time) : this.nodes.visits;
-    this.most = Math.max(1, this.nodes.visits.reduce((a, b) => Math.max(a, b), 0));
+    this.visits =
+      this.time < this.last ? visitsUntil(this.nodes.parent, this.nodes.iteration, this.time) : this.nodes.visits;
+    this.most = Math.max(
+      1,
+      this.nodes.visits.reduce((a, b) => Math.max(a, b), 0),
+    );
   }
 
   // ---------------------------------------------------------------- what is where
 
-  x(n) { return this.ox + this.lay.depth[n] * this.sx; }
-  y(n) { return this.oy + this.lay.row[n] * this.sy; }
-  there(n) { return !this.lay.hidden[n] && this.nodes.iteration[n] <= this.time; }
-  isNow(n) { return this.time < this.last && n > 0 && this.nodes.iteration[n] === this.time; }
-  valueOf(n) { return this.nodes[this.colourBy][n]; }
-  line(n) { return (this.lines[n] ??= text.plain(this.nodes.text[n])); }
+  x(n) {
+    return this.ox + this.lay.depth[n] * this.sx;
+  }
+  y(n) {
+    return this.oy + this.lay.row[n] * this.sy;
+  }
+  there(n) {
+    return !this.lay.hidden[n] && this.nodes.iteration[n] <= this.time;
+  }
+  isNow(n) {
+    return this.time < this.last && n > 0 && this.nodes.iteration[n] === this.time;
+  }
+  valueOf(n) {
+    return this.nodes[this.colourBy][n];
+  }
+  line(n) {
+    return (this.lines[n] ??= text.plain(this.nodes.text[n]));
+  }
 
   radius(n) {
     const least = this.nodes.correct[n] === null ? 3.5 : 5; // room for a tick or a cross
@@ -124,7 +142,8 @@ class TreeCanvas {
 
   /** Keep the tree from being dragged out of sight. */
   keep() {
-    const w = this.lay.deepest * this.sx, t = (this.lay.rows - 1) * this.sy;
+    const w = this.lay.deepest * this.sx,
+      t = (this.lay.rows - 1) * this.sy;
     this.ox = Math.max(Math.min(this.ox, this.width * 0.7), Math.min(26, this.width * 0.3 - w));
     this.oy = Math.max(Math.min(this.oy, this.height * 0.7), Math.min(24, this.height * 0.3 - t));
   }
@@ -132,7 +151,8 @@ class TreeCanvas {
   /** Bring a node into sight; to the middle if asked. */
   reveal(n, middle = false) {
     const m = this.margins();
-    const x = this.x(n), y = this.y(n);
+    const x = this.x(n),
+      y = this.y(n);
     if (middle) this.oy += this.height / 2 - y;
     else if (y < m.top) this.oy += m.top - y;
     else if (y > this.height - m.bottom) this.oy += this.height - m.bottom - y;
@@ -211,11 +231,16 @@ class TreeCanvas {
   }
 
   nearest(x, y, within = 16) {
-    let best = -1, least = within * within;
+    let best = -1,
+      least = within * within;
     for (const n of this.visible || []) {
-      const dx = Math.max(0, Math.abs(this.x(n) - x) - this.radius(n)), dy = this.y(n) - y;
+      const dx = Math.max(0, Math.abs(this.x(n) - x) - this.radius(n)),
+        dy = this.y(n) - y;
       // A step's words lie left of its node: they are part of it.
-      const near = x < this.x(n) && n && x > this.x(this.nodes.parent[n]) + 30 && Math.abs(dy + 6) < this.sy / 2 ? 9 : dx * dx + dy * dy;
+      const near =
+        x < this.x(n) && n && x > this.x(this.nodes.parent[n]) + 30 && Math.abs(dy + 6) < this.sy / 2
+          ? 9
+          : dx * dx + dy * dy;
       if (near < least) [best, least] = [n, near];
     }
     return best;
@@ -245,10 +270,14 @@ class TreeCanvas {
       return [event.clientX - box.left, event.clientY - box.top];
     };
     const on = (name, act, options) => this.canvas.addEventListener(name, (event) => this.data && act(event), options);
-    on("wheel", (event) => {
-      event.preventDefault();
-      this.zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0016)), ...at(event));
-    }, { passive: false });
+    on(
+      "wheel",
+      (event) => {
+        event.preventDefault();
+        this.zoom(Math.exp(-event.deltaY * (event.ctrlKey ? 0.01 : 0.0016)), ...at(event));
+      },
+      { passive: false },
+    );
     on("pointerdown", (event) => {
       this.canvas.setPointerCapture(event.pointerId);
       this.pointers.set(event.pointerId, at(event));
@@ -263,7 +292,9 @@ class TreeCanvas {
     };
     on("pointerup", up);
     on("pointercancel", up);
-    on("pointerleave", () => { this.tip.hidden = true; });
+    on("pointerleave", () => {
+      this.tip.hidden = true;
+    });
     on("dblclick", (event) => {
       const n = this.nearest(...at(event), 18);
       if (n >= 0) this.fold(n);
@@ -285,7 +316,8 @@ class TreeCanvas {
       return;
     }
     const [ox, oy] = others[0][1];
-    const was = Math.hypot(before[0] - ox, before[1] - oy), is = Math.hypot(x - ox, y - oy);
+    const was = Math.hypot(before[0] - ox, before[1] - oy),
+      is = Math.hypot(x - ox, y - oy);
     if (was > 0) this.zoom(is / was, (x + ox) / 2, (y + oy) / 2);
     this.pan((x - before[0]) / 2, (y - before[1]) / 2);
   }
@@ -298,7 +330,13 @@ class TreeCanvas {
     const value = this.valueOf(n);
     this.tip.replaceChildren(
       n ? this.line(n).slice(0, 160) : "the question",
-      h("small", {}, [text.absent(value) ? "" : `value ${text.number(value)}`, `${text.plural(this.nodes.visits[n], "visit")}`].filter(Boolean).join(" · ")),
+      h(
+        "small",
+        {},
+        [text.absent(value) ? "" : `value ${text.number(value)}`, `${text.plural(this.nodes.visits[n], "visit")}`]
+          .filter(Boolean)
+          .join(" · "),
+      ),
     );
     const left = Math.min(x + 14, this.width - Math.min(280, this.width * 0.7));
     Object.assign(this.tip.style, { left: `${Math.max(4, left)}px`, top: `${Math.min(y + 16, this.height - 60)}px` });
@@ -315,7 +353,8 @@ class TreeCanvas {
       ArrowDown: () => this.select(this.beside(n, 1)),
       Home: () => this.select(0),
       End: () => this.select(this.data.result ?? n),
-      "+": () => this.zoom(1.3, ...middle), "=": () => this.zoom(1.3, ...middle),
+      "+": () => this.zoom(1.3, ...middle),
+      "=": () => this.zoom(1.3, ...middle),
       "-": () => this.zoom(1 / 1.3, ...middle),
       0: () => this.fit(),
       f: () => this.fold(n),

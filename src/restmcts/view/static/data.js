@@ -72,7 +72,9 @@ const run = (() => {
   function extend(set, rows) {
     for (const values of rows) {
       const row = { set, row: set.rows.length };
-      state.columns.forEach((column, i) => { row[column] = values[i]; });
+      state.columns.forEach((column, i) => {
+        row[column] = values[i];
+      });
       set.rows.push(row);
       set.byKey.set(row.key, row);
     }
@@ -89,7 +91,8 @@ const run = (() => {
   async function tree(row) {
     if (!embedded) return ask("tree", { set: row.set.name, row: row.row });
     const piece = (held.trees[row.set.name] || {})[row.row];
-    if (piece === undefined) throw new Error("This tree had no room in the file. In the run's folder it is there for: restmcts view");
+    if (piece === undefined)
+      throw new Error("This tree had no room in the file. In the run's folder it is there for: restmcts view");
     if (!pieces.has(piece)) pieces.set(piece, unpacked(`trees-${piece}`));
     return (await pieces.get(piece)).find((found) => found.set === row.set.name && found.row === row.row);
   }
@@ -114,9 +117,18 @@ const run = (() => {
   }
 
   return {
-    refresh, kept, tree, alike, treesOf, sets,
+    refresh,
+    kept,
+    tree,
+    alike,
+    treesOf,
+    sets,
     live: !embedded,
-    get state() { return state; },
-    get numbers() { return numbers; },
+    get state() {
+      return state;
+    },
+    get numbers() {
+      return numbers;
+    },
   };
 })();

@@ -1,7 +1,7 @@
 "use strict";
 
 /**
- * Where the nodes of a tree are drawn: column by depth, row by leaf. Inner nodes lie between their first and last child.
+ * Where the nodes of a tree are drawn: column by depth, row by leaf. Inner nodes lie between their children.
  * `parent` has parents before children; `shown(n)` says which nodes are there, a child never without its parent; the
  * children of a folded node are not. Linear in the number of nodes.
  */

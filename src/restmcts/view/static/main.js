@@ -17,7 +17,9 @@
 
   /** Go to a query of the current view; `quietly`: what is shown is that already. */
   function go(query, quietly = false) {
-    const wanted = Object.fromEntries(Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined));
+    const wanted = Object.fromEntries(
+      Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined),
+    );
     const hash = `#/${where()[0]}?${new URLSearchParams(wanted)}`;
     history.replaceState(null, "", hash);
     if (quietly) shown = hash;
@@ -44,7 +46,9 @@
     const reading = [...run.sets.values()].find((set) => set.share < 1);
     const going = run.state?.running && run.state.stages.filter((stage) => !stage.done).at(-1);
     status.className = trouble ? "trouble" : run.state?.running ? "running" : "";
-    const now = trouble || (run.state?.running ? `running${going ? `: ${going.name}` : ""}` : reading ? `reading ${reading.title}` : "");
+    const now =
+      trouble ||
+      (run.state?.running ? `running${going ? `: ${going.name}` : ""}` : reading ? `reading ${reading.title}` : "");
     if (status.textContent !== now) status.textContent = now;
   }
 

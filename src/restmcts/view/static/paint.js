@@ -52,7 +52,14 @@ const paint = (() => {
       if (t.x(n) < -margin || (p >= 0 && t.x(p) > width + margin)) continue;
       // Of nodes on top of each other one is enough, and a right one is not to be hidden by others.
       const depth = t.lay.depth[n];
-      if (y - drawn[depth] < 0.7 && y >= drawn[depth] && t.nodes.correct[n] !== true && !t.chosen[n] && n !== t.selected) continue;
+      if (
+        y - drawn[depth] < 0.7 &&
+        y >= drawn[depth] &&
+        t.nodes.correct[n] !== true &&
+        !t.chosen[n] &&
+        n !== t.selected
+      )
+        continue;
       drawn[depth] = y;
       visible.push(n);
     }
@@ -92,7 +99,9 @@ const paint = (() => {
     const bend = Math.min(26, t.sx * 0.35);
     for (const n of nodes) {
       const p = t.nodes.parent[n];
-      const x = t.x(p), y = t.y(p), to = t.y(n);
+      const x = t.x(p),
+        y = t.y(p),
+        to = t.y(n);
       context.moveTo(x, y);
       if (Math.abs(to - y) > 0.5) context.bezierCurveTo(x + bend * 0.9, y, x + bend * 0.3, to, x + bend * 1.3, to);
       context.lineTo(t.x(n), to);
@@ -136,7 +145,9 @@ const paint = (() => {
   function node(context, t, n, labelled) {
     const c = t.colours;
     const { status, correct, answer, reason } = t.nodes;
-    const x = t.x(n), y = t.y(n), r = t.radius(n);
+    const x = t.x(n),
+      y = t.y(n),
+      r = t.radius(n);
     const value = t.valueOf(n);
     const ring = correct[n] === true ? c.right : correct[n] === false ? c.wrong : null;
     context.globalAlpha = t.loose[n] && n ? 0.6 : 1;
@@ -157,7 +168,14 @@ const paint = (() => {
     else if (labelled && (answer[n] !== null || status[n] === "dead")) {
       const last = answer[n] !== null ? text.plain(answer[n]) : reason[n] || "dead";
       const told = answer[n] !== null ? c.ink : c.soft;
-      note(context, last.length > 18 ? `${last.slice(0, 17)}…` : last, x + r + (n === t.data.result ? 11 : 8), y + 4, told, c);
+      note(
+        context,
+        last.length > 18 ? `${last.slice(0, 17)}…` : last,
+        x + r + (n === t.data.result ? 11 : 8),
+        y + 4,
+        told,
+        c,
+      );
     }
   }
 

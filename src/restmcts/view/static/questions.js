@@ -1,16 +1,26 @@
 "use strict";
 
-/** The table of questions: one row a question of the chosen trees, filtered, sorted, drawn as far as it is looked at. */
+/** The table of questions: one row a question of the chosen trees, filtered, sorted, drawn as far as looked at. */
 const questions = (() => {
   const AT_ONCE = 100;
 
   const COLUMNS = [
     { key: "question", name: "Question", sort: (row) => row.question, words: true },
     { key: "kind", name: "Kind", sort: (row) => row.kind, words: true, optional: true },
-    { key: "strip", name: "Phases", sort: (row) => firstSolved(row), title: "right or wrong, phase by phase; sorts by the first phase that solved it" },
+    {
+      key: "strip",
+      name: "Phases",
+      sort: (row) => firstSolved(row),
+      title: "right or wrong, phase by phase; sorts by the first phase that solved it",
+    },
     { key: "answer", name: "Answer", sort: (row) => (row.right === null ? -1 : Number(row.right)), words: true },
     { key: "value", name: "Value", sort: (row) => row.value, title: "what the value model said of the answer given" },
-    { key: "gap", name: "Gap", sort: (row) => row.gap, title: "how far the value model is from the outcome, on average over the finished leaves: |value − right|" },
+    {
+      key: "gap",
+      name: "Gap",
+      sort: (row) => row.gap,
+      title: "how far the value model is from the outcome, on average over the finished leaves: |value − right|",
+    },
     { key: "nodes", name: "Nodes", sort: (row) => row.nodes },
     { key: "depth", name: "Longest", sort: (row) => row.depth, title: "steps on the longest path" },
     { key: "policy_tokens", name: "Tokens", sort: (row) => row.policy_tokens, title: "tokens the policy generated" },
@@ -31,13 +41,16 @@ const questions = (() => {
   /** The first phase in which the question was solved in this way; Infinity where none did. */
   function firstSolved(row) {
     if (!memo.has(row.key)) {
-      const found = run.alike(row.set).map((set) => set.byKey.get(row.key)).find((other) => other?.right);
+      const found = run
+        .alike(row.set)
+        .map((set) => set.byKey.get(row.key))
+        .find((other) => other?.right);
       memo.set(row.key, found ? found.set.phase : Infinity);
     }
     return memo.get(row.key);
   }
 
-  const phaseName = (phase) => ({ "-1": "base model", 0: "warm start" }[phase] ?? `round ${phase}`);
+  const phaseName = (phase) => ({ "-1": "base model", 0: "warm start" })[phase] ?? `round ${phase}`;
 
   // ---------------------------------------------------------------- the page
 
@@ -56,30 +69,72 @@ const questions = (() => {
 
   function controls(set, now, go, list) {
     const choose = (name, label, options) => {
-      const select = h("select", { "aria-label": label, onchange: (event) => go({ ...now, [name]: event.target.value }) }, options);
+      const select = h(
+        "select",
+        { "aria-label": label, onchange: (event) => go({ ...now, [name]: event.target.value }) },
+        options,
+      );
       select.value = now[name];
       return h("label", {}, h("span", {}, label), select);
     };
     const option = (value, name) => h("option", { value }, name);
     const pools = [...new Set([...run.sets.values()].map((s) => s.pool))];
-    const ofSets = pools.map((pool) => h("optgroup", { label: { "": "trees", "held-out": "held-out questions", training: "training questions" }[pool] },
-      [...run.sets.values()].filter((s) => s.pool === pool).map((s) => option(s.name, `${s.title} (${text.count(s.rows.length)})`))));
+    const ofSets = pools.map((pool) =>
+      h(
+        "optgroup",
+        { label: { "": "trees", "held-out": "held-out questions", training: "training questions" }[pool] },
+        [...run.sets.values()]
+          .filter((s) => s.pool === pool)
+          .map((s) => option(s.name, `${s.title} (${text.count(s.rows.length)})`)),
+      ),
+    );
     const phases = run.alike(set).map((s) => s.phase);
     const kinds = [...new Set(set.rows.map((row) => row.kind).filter(Boolean))].sort();
-    const search = h("input", { type: "search", id: "search", placeholder: "text, id or answer", value: now.q, oninput: (event) => {
-      now.q = event.target.value;
-      list.fill();
-      go(now, true);
-    } });
-    return h("form", { class: "controls", role: "search", onsubmit: (event) => event.preventDefault() },
+    const search = h("input", {
+      type: "search",
+      id: "search",
+      placeholder: "text, id or answer",
+      value: now.q,
+      oninput: (event) => {
+        now.q = event.target.value;
+        list.fill();
+        go(now, true);
+      },
+    });
+    return h(
+      "form",
+      { class: "controls", role: "search", onsubmit: (event) => event.preventDefault() },
       choose("set", "Trees of", ofSets),
-      choose("show", "Show", SHOW.map(([value, name]) => option(value, name))),
-      phases.length > 1 && choose("first", "First solved", [option("", "whenever"), ...phases.map((p) => option(String(p), phaseName(p))), option("never", "never")]),
+      choose(
+        "show",
+        "Show",
+        SHOW.map(([value, name]) => option(value, name)),
+      ),
+      phases.length > 1 &&
+        choose("first", "First solved", [
+          option("", "whenever"),
+          ...phases.map((p) => option(String(p), phaseName(p))),
+          option("never", "never"),
+        ]),
       kinds.length > 1 && choose("kind", "Kind", [option("", "all"), ...kinds.map((kind) => option(kind, kind))]),
-      choose("sort", "Sort by", [option("", "order of the run"),
-        ...[["-gap", "most disagreement"], ["-depth", "longest"], ["-policy_tokens", "costliest"], ["-nodes", "largest tree"], ["strip", "first solved"]].map(([value, name]) => option(value, name)),
-        !["", "-gap", "-depth", "-policy_tokens", "-nodes", "strip"].includes(now.sort) && option(now.sort, "the column chosen")].filter(Boolean)),
-      h("label", { class: "grow" }, h("span", {}, "Search"), search));
+      choose(
+        "sort",
+        "Sort by",
+        [
+          option("", "order of the run"),
+          ...[
+            ["-gap", "most disagreement"],
+            ["-depth", "longest"],
+            ["-policy_tokens", "costliest"],
+            ["-nodes", "largest tree"],
+            ["strip", "first solved"],
+          ].map(([value, name]) => option(value, name)),
+          !["", "-gap", "-depth", "-policy_tokens", "-nodes", "strip"].includes(now.sort) &&
+            option(now.sort, "the column chosen"),
+        ].filter(Boolean),
+      ),
+      h("label", { class: "grow" }, h("span", {}, "Search"), search),
+    );
   }
 
   // ---------------------------------------------------------------- the rows
@@ -92,17 +147,44 @@ const questions = (() => {
       this.body = h("tbody", { onkeydown: (event) => this.key(event) });
       this.count = h("p", { class: "count", role: "status" });
       this.more = h("button", { type: "button", class: "more", onclick: () => this.extend() }, "Show more");
-      const table = h("table", { class: "questions" }, h("thead", {}, h("tr", {}, this.columns.map((column) => this.heading(column)))), this.body);
+      const table = h(
+        "table",
+        { class: "questions" },
+        h(
+          "thead",
+          {},
+          h(
+            "tr",
+            {},
+            this.columns.map((column) => this.heading(column)),
+          ),
+        ),
+        this.body,
+      );
       this.element = h("div", {}, this.count, table, this.more);
-      new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && this.extend(), { rootMargin: "600px" }).observe(this.more);
+      new IntersectionObserver((seen) => seen.some((one) => one.isIntersecting) && this.extend(), {
+        rootMargin: "600px",
+      }).observe(this.more);
     }
 
     heading(column) {
       const [by, down] = [this.now.sort.replace(/^-/, ""), this.now.sort.startsWith("-")];
       const sorted = by === column.key;
       const next = sorted && down ? column.key : sorted ? "" : column.words ? column.key : `-${column.key}`;
-      return h("th", { scope: "col", class: `c-${column.key}${column.words ? "" : " figure"}`, "aria-sort": sorted ? (down ? "descending" : "ascending") : null },
-        h("button", { type: "button", title: column.title, onclick: () => this.go({ ...this.now, sort: next }) }, column.name, h("span", { "aria-hidden": "true" }, sorted ? (down ? " ↓" : " ↑") : "")));
+      return h(
+        "th",
+        {
+          scope: "col",
+          class: `c-${column.key}${column.words ? "" : " figure"}`,
+          "aria-sort": sorted ? (down ? "descending" : "ascending") : null,
+        },
+        h(
+          "button",
+          { type: "button", title: column.title, onclick: () => this.go({ ...this.now, sort: next }) },
+          column.name,
+          h("span", { "aria-hidden": "true" }, sorted ? (down ? " ↓" : " ↑") : ""),
+        ),
+      );
     }
 
     /** Filter and sort anew, and draw the first rows; or as many as were drawn, when it is only that more are there. */
@@ -114,16 +196,23 @@ const questions = (() => {
       const wanted = SHOW.find(([name]) => name === show)?.[2] ?? SHOW[0][2];
       const words = q.trim().toLowerCase();
       const phase = first === "never" ? Infinity : first === "" ? null : Number(first);
-      this.found = this.set.rows.filter((row) => this.set.byKey.get(row.key) === row && wanted(row) &&
-        (!kind || row.kind === kind) && (phase === null || firstSolved(row) === phase) &&
-        (!words || `${row.question}\n${row.id}\n${row.answer ?? ""}`.toLowerCase().includes(words)));
+      this.found = this.set.rows.filter(
+        (row) =>
+          this.set.byKey.get(row.key) === row &&
+          wanted(row) &&
+          (!kind || row.kind === kind) &&
+          (phase === null || firstSolved(row) === phase) &&
+          (!words || `${row.question}\n${row.id}\n${row.answer ?? ""}`.toLowerCase().includes(words)),
+      );
       const column = COLUMNS.find(({ key }) => key === sort.replace(/^-/, ""));
       if (column) this.found = inOrder(this.found, column.sort, sort.startsWith("-"));
       shown = this.found;
       const reading = this.set.share < 1 ? `, ${text.percent(this.set.share, 0)} of the file read` : "";
-      this.count.textContent = `${text.count(this.found.length)} of ${text.plural(this.set.byKey.size, "question")}${reading}`;
+      const all = text.plural(this.set.byKey.size, "question");
+      this.count.textContent = `${text.count(this.found.length)} of ${all}${reading}`;
       this.body.replaceChildren();
-      do this.extend(); while (this.body.children.length < Math.min(before, this.found.length));
+      do this.extend();
+      while (this.body.children.length < Math.min(before, this.found.length));
       if (more) scrollTo(0, at);
     }
 
@@ -139,14 +228,30 @@ const questions = (() => {
         question: () => h("a", { href: link }, text.prose(row.question)),
         kind: () => row.kind ?? "",
         strip: () => strip(row),
-        answer: () => [verdict(row.right), " ", h("span", { class: "answer" }, row.answer === null ? "none" : text.answer(row.answer))],
+        answer: () => [
+          verdict(row.right),
+          " ",
+          h("span", { class: "answer" }, row.answer === null ? "none" : text.answer(row.answer)),
+        ],
         value: () => swatch(row.value),
         gap: () => text.number(row.gap),
         seconds: () => text.number(row.seconds, 1),
       };
-      return h("tr", { onclick: (event) => { if (!event.target.closest("a") && !getSelection().toString()) location.hash = link; } },
-        this.columns.map((column) => h("td", { class: `c-${column.key}${column.words ? "" : " figure"}`, "data-name": column.name },
-          (cells[column.key] ?? (() => text.count(row[column.key])))())));
+      return h(
+        "tr",
+        {
+          onclick: (event) => {
+            if (!event.target.closest("a") && !getSelection().toString()) location.hash = link;
+          },
+        },
+        this.columns.map((column) =>
+          h(
+            "td",
+            { class: `c-${column.key}${column.words ? "" : " figure"}`, "data-name": column.name },
+            (cells[column.key] ?? (() => text.count(row[column.key])))(),
+          ),
+        ),
+      );
     }
 
     /** Up and down go from question to question. */
@@ -173,9 +278,14 @@ const questions = (() => {
 
   function strip(row) {
     const cells = run.alike(row.set).map((set) => ({ set, right: set.byKey.get(row.key)?.right }));
-    const told = cells.map(({ set, right }) => `${phaseName(set.phase)}: ${right === true ? "right" : right === false ? "wrong" : "–"}`).join(", ");
-    return h("span", { class: "strip", role: "img", "aria-label": told, title: told },
-      cells.map(({ right }) => h("i", { class: right === true ? "right" : right === false ? "wrong" : "absent" })));
+    const told = cells
+      .map(({ set, right }) => `${phaseName(set.phase)}: ${right === true ? "right" : right === false ? "wrong" : "–"}`)
+      .join(", ");
+    return h(
+      "span",
+      { class: "strip", role: "img", "aria-label": told, title: told },
+      cells.map(({ right }) => h("i", { class: right === true ? "right" : right === false ? "wrong" : "absent" })),
+    );
   }
 
   /** The questions before and after one in the list as it was last seen. */
@@ -190,5 +300,10 @@ const questions = (() => {
 /** A value with its colour beside it. */
 function swatch(value) {
   if (text.absent(value)) return text.ABSENT;
-  return h("span", { class: "swatch" }, h("i", { style: { background: paint.palette().scale(value) } }), text.number(value));
+  return h(
+    "span",
+    { class: "swatch" },
+    h("i", { style: { background: paint.palette().scale(value) } }),
+    text.number(value),
+  );
 }

@@ -14,7 +14,18 @@ const h = (tag, attributes = {}, ...children) => {
 };
 
 const text = (() => {
-  const FORMULA = /\$\$([\s\S]{1,2000}?)\$\$|\\\[([\s\S]{1,2000}?)\\\]|\\\(([\s\S]{1,2000}?)\\\)|\$(?=\S)((?:\\.|[^$\\\n])*?[^\s\\$])\$(?!\d)|(\\boxed\s*\{)/g;
+  const FORMULA = new RegExp(
+    [
+      /\$\$([\s\S]{1,2000}?)\$\$/,
+      /\\\[([\s\S]{1,2000}?)\\\]/,
+      /\\\(([\s\S]{1,2000}?)\\\)/,
+      /\$(?=\S)((?:\\.|[^$\\\n])*?[^\s\\$])\$(?!\d)/,
+      /(\\boxed\s*\{)/,
+    ]
+      .map((part) => part.source)
+      .join("|"),
+    "g",
+  );
   const LONGEST = 2000;
   const SETTINGS = { throwOnError: true, trust: false, maxExpand: 200, maxSize: [20, 20] };
 
@@ -24,14 +35,17 @@ const text = (() => {
     const found = document.createDocumentFragment();
     let at = 0;
     FORMULA.lastIndex = 0;
-    for (let match; (match = FORMULA.exec(whole)); ) {
+    for (let match; (match = FORMULA.exec(whole));) {
       let formula = match[1] ?? match[2] ?? match[3] ?? match[4];
       let end = match.index + match[0].length;
       if (match[5]) {
         end = closing(whole, end);
         formula = whole.slice(match.index, end);
       }
-      found.append(whole.slice(at, match.index), rendered(formula, match[1] ?? match[2], whole.slice(match.index, end)));
+      found.append(
+        whole.slice(at, match.index),
+        rendered(formula, match[1] ?? match[2], whole.slice(match.index, end)),
+      );
       at = FORMULA.lastIndex = end;
     }
     found.append(whole.slice(at));
@@ -66,10 +80,48 @@ const text = (() => {
   }
 
   const SIGNS = {
-    times: "×", cdot: "·", div: "÷", pm: "±", leq: "≤", le: "≤", geq: "≥", ge: "≥", neq: "≠", ne: "≠", approx: "≈", to: "→",
-    rightarrow: "→", Rightarrow: "⇒", implies: "⇒", sum: "∑", prod: "∏", int: "∫", infty: "∞", cdots: "⋯", ldots: "…", dots: "…",
-    alpha: "α", beta: "β", gamma: "γ", delta: "δ", theta: "θ", lambda: "λ", mu: "μ", pi: "π", sigma: "σ", phi: "φ", omega: "ω",
-    in: "∈", equiv: "≡", circ: "∘", angle: "∠", triangle: "△", left: "", right: "", displaystyle: "", quad: " ",
+    times: "×",
+    cdot: "·",
+    div: "÷",
+    pm: "±",
+    leq: "≤",
+    le: "≤",
+    geq: "≥",
+    ge: "≥",
+    neq: "≠",
+    ne: "≠",
+    approx: "≈",
+    to: "→",
+    rightarrow: "→",
+    Rightarrow: "⇒",
+    implies: "⇒",
+    sum: "∑",
+    prod: "∏",
+    int: "∫",
+    infty: "∞",
+    cdots: "⋯",
+    ldots: "…",
+    dots: "…",
+    alpha: "α",
+    beta: "β",
+    gamma: "γ",
+    delta: "δ",
+    theta: "θ",
+    lambda: "λ",
+    mu: "μ",
+    pi: "π",
+    sigma: "σ",
+    phi: "φ",
+    omega: "ω",
+    in: "∈",
+    equiv: "≡",
+    circ: "∘",
+    angle: "∠",
+    triangle: "△",
+    left: "",
+    right: "",
+    displaystyle: "",
+    quad: " ",
   };
   const PLAIN = [
     [/\\(?:boxed|text|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}/g, "$1"],
@@ -77,7 +129,9 @@ const text = (() => {
     [/\\sqrt\s*\{([^{}]*)\}/g, "√($1)"],
     [/\\([a-zA-Z]+)/g, (all, name) => (Object.hasOwn(SIGNS, name) ? SIGNS[name] : all)],
     [/([_^])\{([^{}])\}/g, "$1$2"],
-    [/\\[,;!: ]/g, " "], [/\\[()[\]]|\$/g, ""], [/\s+/g, " "],
+    [/\\[,;!: ]/g, " "],
+    [/\\[()[\]]|\$/g, ""],
+    [/\s+/g, " "],
   ];
 
   /** One line for where formulas cannot be drawn. */
@@ -103,7 +157,9 @@ const text = (() => {
     if (absent(s)) return ABSENT;
     if (s < 60) return `${s < 10 ? s.toFixed(1) : Math.round(s)} s`;
     const minutes = Math.floor(s / 60);
-    return minutes < 60 ? `${minutes} min ${Math.round(s % 60)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+    return minutes < 60
+      ? `${minutes} min ${Math.round(s % 60)} s`
+      : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
   };
   const plural = (n, one, many = `${one}s`) => `${count(n)} ${n === 1 ? one : many}`;
 

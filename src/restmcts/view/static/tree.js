@@ -1,6 +1,6 @@
 "use strict";
 
-/** The tree of a question, or two of them side by side, and what is known of the node that was clicked. */
+/** The tree of a question, or two of them side by side. */
 const treePage = (() => {
   const COLOURS = [
     ["raw_value", "value model", "what the value model said"],
@@ -10,19 +10,39 @@ const treePage = (() => {
 
   function view(query, go) {
     const rows = run.treesOf(query.q);
-    if (!rows.length) return h("div", { class: "page" }, h("p", { class: "note" }, "There is no tree of this question."));
+    if (!rows.length)
+      return h("div", { class: "page" }, h("p", { class: "note" }, "There is no tree of this question."));
     return new Page(rows, query, go).element;
   }
 
   class Page {
     constructor(rows, query, go) {
-      Object.assign(this, { rows, go, query: { ...query }, options: { colourBy: query.c || "raw_value", hideLoose: query.hide === "1" } });
+      Object.assign(this, {
+        rows,
+        go,
+        query: { ...query },
+        options: { colourBy: query.c || "raw_value", hideLoose: query.hide === "1" },
+      });
       const of = (name) => rows.find((row) => row.set.name === name);
       this.panes = [new Pane(this, of(query.a) || rows.at(-1), Number(query.n) || null)];
       if (of(query.b)) this.panes.push(new Pane(this, of(query.b), null));
       this.details = h("aside", { class: "details", "aria-label": "The selected step", "aria-live": "polite" });
-      this.element = h("div", { class: "page full" }, this.head(), this.bar(),
-        h("div", { class: "stage" }, h("div", { class: `panes n${this.panes.length}` }, this.panes.map((pane) => pane.element)), this.details));
+      this.element = h(
+        "div",
+        { class: "page full" },
+        this.head(),
+        this.bar(),
+        h(
+          "div",
+          { class: "stage" },
+          h(
+            "div",
+            { class: `panes n${this.panes.length}` },
+            this.panes.map((pane) => pane.element),
+          ),
+          this.details,
+        ),
+      );
       this.element.recolour = () => this.panes.forEach((pane) => pane.canvas.recolour());
       this.element.leave = () => this.panes.forEach((pane) => pane.stop());
       this.element.keydown = (event) => this.key(event);
@@ -32,27 +52,64 @@ const treePage = (() => {
     head() {
       const row = this.panes[0].row;
       const [before, after] = questions.around(row);
-      const link = (other, name) => other && h("a", { href: `#/tree?${new URLSearchParams({ q: other.key, a: other.set.name })}`, rel: name === "Previous" ? "prev" : "next" }, name);
-      return h("header", { class: "question" },
-        h("p", { class: "path" }, h("a", { href: `#/questions?${new URLSearchParams({ set: row.set.name })}` }, row.set.title), h("span", {}, row.id), h("span", { class: "grow" }), link(before, "Previous"), link(after, "Next")),
+      const link = (other, name) =>
+        other &&
+        h(
+          "a",
+          {
+            href: `#/tree?${new URLSearchParams({ q: other.key, a: other.set.name })}`,
+            rel: name === "Previous" ? "prev" : "next",
+          },
+          name,
+        );
+      return h(
+        "header",
+        { class: "question" },
+        h(
+          "p",
+          { class: "path" },
+          h("a", { href: `#/questions?${new URLSearchParams({ set: row.set.name })}` }, row.set.title),
+          h("span", {}, row.id),
+          h("span", { class: "grow" }),
+          link(before, "Previous"),
+          link(after, "Next"),
+        ),
         h("h1", { class: "asked" }, text.prose(row.question)),
-        row.gold !== null && h("p", { class: "gold" }, "Known answer ", h("strong", {}, text.answer(row.gold))));
+        row.gold !== null && h("p", { class: "gold" }, "Known answer ", h("strong", {}, text.answer(row.gold))),
+      );
     }
 
     bar() {
       const option = (row, name = row.set.title) => h("option", { value: row.set.name }, name);
-      const compare = h("select", { "aria-label": "Compare with", onchange: (event) => this.change({ b: event.target.value }) },
-        h("option", { value: "" }, "nothing"), this.rows.filter((row) => row !== this.panes[0].row).map((row) => option(row, `${row.set.title} ${row.right === true ? "✓" : row.right === false ? "✗" : ""}`)));
+      const compare = h(
+        "select",
+        { "aria-label": "Compare with", onchange: (event) => this.change({ b: event.target.value }) },
+        h("option", { value: "" }, "nothing"),
+        this.rows
+          .filter((row) => row !== this.panes[0].row)
+          .map((row) => option(row, `${row.set.title} ${row.right === true ? "✓" : row.right === false ? "✗" : ""}`)),
+      );
       compare.value = this.panes[1]?.row.set.name ?? "";
-      const colour = h("select", { "aria-label": "Colour", onchange: (event) => this.set({ colourBy: event.target.value }) }, COLOURS.map(([value, name, title]) => h("option", { value, title }, name)));
+      const colour = h(
+        "select",
+        { "aria-label": "Colour", onchange: (event) => this.set({ colourBy: event.target.value }) },
+        COLOURS.map(([value, name, title]) => h("option", { value, title }, name)),
+      );
       colour.value = this.options.colourBy;
-      const loose = h("input", { type: "checkbox", onchange: (event) => this.set({ hideLoose: !event.target.checked }) });
+      const loose = h("input", {
+        type: "checkbox",
+        onchange: (event) => this.set({ hideLoose: !event.target.checked }),
+      });
       loose.checked = !this.options.hideLoose;
-      return h("div", { class: "controls tree-bar" },
+      return h(
+        "div",
+        { class: "controls tree-bar" },
         this.rows.length > 1 && h("label", {}, h("span", {}, "Compare with"), compare),
-        h("label", {}, h("span", {}, "Colour"), colour), legend(),
+        h("label", {}, h("span", {}, "Colour"), colour),
+        legend(),
         h("label", { class: "check" }, loose, "unfinished branches"),
-        h("details", { class: "help" }, h("summary", {}, "Keys"), keys()));
+        h("details", { class: "help" }, h("summary", {}, "Keys"), keys()),
+      );
     }
 
     set(options) {
@@ -72,12 +129,18 @@ const treePage = (() => {
     }
 
     picked(pane, n) {
-      this.details.replaceChildren(...describe(pane, n));
+      this.details.replaceChildren(...nodeDetails.describe(pane, n));
       if (pane === this.panes[0]) this.note({ n: n || "" });
     }
 
     key(event) {
-      if (event.target.closest("input, select, button, summary, a, canvas") || event.ctrlKey || event.metaKey || event.altKey) return;
+      if (
+        event.target.closest("input, select, button, summary, a, canvas") ||
+        event.ctrlKey ||
+        event.metaKey ||
+        event.altKey
+      )
+        return;
       this.panes[0].canvas.data && this.panes[0].canvas.key(event);
     }
   }
@@ -87,8 +150,20 @@ const treePage = (() => {
   }
 
   function keys() {
-    const found = [["← →", "parent, child"], ["↑ ↓", "the node above, below"], ["Home, End", "the question, the answer given"], ["space", "play"], ["[ ]", "an iteration back, on"], ["+ − 0", "zoom in, out, all"], ["f", "fold"]];
-    return h("dl", {}, found.map(([key, what]) => h("div", {}, h("dt", {}, key), h("dd", {}, what))));
+    const found = [
+      ["← →", "parent, child"],
+      ["↑ ↓", "the node above, below"],
+      ["Home, End", "the question, the answer given"],
+      ["space", "play"],
+      ["[ ]", "an iteration back, on"],
+      ["+ − 0", "zoom in, out, all"],
+      ["f", "fold"],
+    ];
+    return h(
+      "dl",
+      {},
+      found.map(([key, what]) => h("div", {}, h("dt", {}, key), h("dd", {}, what))),
+    );
   }
 
   // ---------------------------------------------------------------- one tree
@@ -96,23 +171,63 @@ const treePage = (() => {
   class Pane {
     constructor(page, row, selected) {
       Object.assign(this, { page, row, selected });
-      this.canvas = new TreeCanvas({ onSelect: (n) => page.picked(this, n), onPlay: () => this.play(), onStep: (way) => this.step(way) });
-      this.button = h("button", { type: "button", class: "play", "aria-label": "Play the search", onclick: () => this.play() }, "▶");
-      this.slider = h("input", { type: "range", min: "0", step: "1", "aria-label": "Iteration", oninput: () => { this.stop(); this.at(Number(this.slider.value)); } });
+      this.canvas = new TreeCanvas({
+        onSelect: (n) => page.picked(this, n),
+        onPlay: () => this.play(),
+        onStep: (way) => this.step(way),
+      });
+      this.button = h(
+        "button",
+        { type: "button", class: "play", "aria-label": "Play the search", onclick: () => this.play() },
+        "▶",
+      );
+      this.slider = h("input", {
+        type: "range",
+        min: "0",
+        step: "1",
+        "aria-label": "Iteration",
+        oninput: () => {
+          this.stop();
+          this.at(Number(this.slider.value));
+        },
+      });
       this.told = h("output", {});
       this.mark = verdict(row.right);
       const zoom = (by) => () => this.canvas.zoom(by, this.canvas.width / 2, this.canvas.height / 2);
-      const tool = (name, label, onclick) => h("button", { type: "button", "aria-label": label, title: label, onclick }, name);
-      const tools = h("div", { class: "zoom" }, tool("−", "Zoom out", zoom(1 / 1.4)), tool("+", "Zoom in", zoom(1.4)), tool("⤢", "Show all", () => this.canvas.fit()));
-      this.element = h("section", { class: "pane", "aria-label": row.set.title }, this.head(), this.canvas.element,
-        h("div", { class: "player" }, this.button, this.slider, this.told, tools));
+      const tool = (name, label, onclick) =>
+        h("button", { type: "button", "aria-label": label, title: label, onclick }, name);
+      const tools = h(
+        "div",
+        { class: "zoom" },
+        tool("−", "Zoom out", zoom(1 / 1.4)),
+        tool("+", "Zoom in", zoom(1.4)),
+        tool("⤢", "Show all", () => this.canvas.fit()),
+      );
+      this.element = h(
+        "section",
+        { class: "pane", "aria-label": row.set.title },
+        this.head(),
+        this.canvas.element,
+        h("div", { class: "player" }, this.button, this.slider, this.told, tools),
+      );
       this.load();
     }
 
     head() {
       const row = this.row;
-      const facts = [row.method, `${text.plural(row.nodes, "node")}`, `${text.count(row.policy_tokens)} tokens`, `ended: ${row.stop.replaceAll("_", " ")}`];
-      return h("header", {}, h("h2", {}, row.set.title), h("p", {}, this.mark, " ", h("strong", {}, row.answer === null ? "no answer" : text.answer(row.answer))), h("p", { class: "note" }, facts.join(" · ")));
+      const facts = [
+        row.method,
+        `${text.plural(row.nodes, "node")}`,
+        `${text.count(row.policy_tokens)} tokens`,
+        `ended: ${row.stop.replaceAll("_", " ")}`,
+      ];
+      return h(
+        "header",
+        {},
+        h("h2", {}, row.set.title),
+        h("p", {}, this.mark, " ", h("strong", {}, row.answer === null ? "no answer" : text.answer(row.answer))),
+        h("p", { class: "note" }, facts.join(" · ")),
+      );
     }
 
     async load() {
@@ -123,13 +238,17 @@ const treePage = (() => {
         return;
       }
       const { canvas } = this;
-      if (this.row.right === null && this.data.result !== null) this.mark.replaceWith(verdict(this.data.nodes.correct[this.data.result]));
+      if (this.row.right === null && this.data.result !== null)
+        this.mark.replaceWith(verdict(this.data.nodes.correct[this.data.result]));
       canvas.colourBy = this.page.options.colourBy;
       canvas.hideLoose = this.page.options.hideLoose;
       canvas.show(this.data);
       this.slider.max = String(canvas.last);
       this.at(canvas.last);
-      const first = this.selected !== null && this.selected < this.data.nodes.parent.length ? this.selected : this.data.result ?? 0;
+      const first =
+        this.selected !== null && this.selected < this.data.nodes.parent.length
+          ? this.selected
+          : (this.data.result ?? 0);
       if (this === this.page.panes[0]) canvas.select(first, { reveal: this.selected !== null });
       else canvas.selected = -1;
     }
@@ -138,7 +257,9 @@ const treePage = (() => {
       this.canvas.at(time);
       this.slider.value = String(time);
       const whole = time >= this.canvas.last;
-      this.told.textContent = whole ? `${text.plural(this.canvas.last, "iteration")}` : `iteration ${time} of ${this.canvas.last}`;
+      this.told.textContent = whole
+        ? `${text.plural(this.canvas.last, "iteration")}`
+        : `iteration ${time} of ${this.canvas.last}`;
     }
 
     step(way) {
@@ -167,76 +288,6 @@ const treePage = (() => {
       this.button.textContent = "▶";
       this.button.setAttribute("aria-label", "Play the search");
     }
-  }
-
-  // ---------------------------------------------------------------- one node
-
-  function describe(pane, n) {
-    const { data, canvas } = pane;
-    const nodes = data.nodes;
-    const way = [];
-    for (let i = n; i > 0; i = nodes.parent[i]) way.unshift(i);
-    const title = n === 0 ? "The question" : `Step ${way.length}`;
-    const found = [h("h2", {}, title, pane.page.panes.length > 1 && h("small", {}, pane.row.set.title))];
-    if (n) found.push(h("p", { class: "step" }, text.prose(nodes.text[n]) || "(empty)"), outcome(data, n));
-    else if (data.solution) found.push(h("details", {}, h("summary", {}, "Worked solution"), h("p", { class: "step" }, text.prose(data.solution))));
-    found.push(values(data, n));
-    if (way.length > 1) found.push(path(pane, way));
-    found.push(prompt(data, way));
-    if (n === 0) found.push(settings(data));
-    if (canvas.time < canvas.last) found.push(h("p", { class: "note" }, "Values and visits are those at the end of the search."));
-    return found.filter(Boolean);
-  }
-
-  function outcome(data, n) {
-    const { status, answer, correct, reason } = data.nodes;
-    const marks = [];
-    if (n === data.result) marks.push(h("span", { class: "tag chosen" }, "the answer given"));
-    if (status[n] === "finished") marks.push(h("span", {}, verdict(correct[n]), " answer ", h("strong", {}, text.answer(answer[n]))));
-    if (status[n] === "dead") marks.push(h("span", { class: "tag" }, { empty: "dead: an empty step", length: "dead: cut off at the token limit", ended: "dead: ended without an answer", depth: "dead: too many steps" }[reason[n]] || "dead"));
-    if (status[n] === "open") marks.push(h("span", { class: "tag" }, data.nodes.parent.includes(n) ? "went on" : "unfinished"));
-    return h("p", { class: "outcome" }, marks);
-  }
-
-  function values(data, n) {
-    const x = data.nodes;
-    const from = { run: "", here: "inferred here, by the usual rule", null: "no known answer, so no labels" }[data.labels_from];
-    const rows = [
-      ["V", "value model", swatch(x.raw_value[n])],
-      ["value", "backed up by the search", swatch(x.value[n])],
-      ["visits", "iterations that came through", text.count(x.visits[n])],
-      ["v", "quality value, the label", swatch(x.v[n])],
-      ["m", "further steps to a right answer", text.number(x.m[n], 0)],
-      ["r", "0 right, 1 wrong", text.number(x.r[n], data.nodes.r.some((r) => r > 0 && r < 1) ? 2 : 0)],
-      ["w", "weighted reward", text.number(x.w[n])],
-      ["tokens", "of this step", text.count(x.tokens[n])],
-      ["log p", "under the policy", text.number(x.logprob[n])],
-      ["iteration", { expand: "made by expansion", rollout: "made by rollout", sample: "sampled", root: "" }[x.origin[n]] ?? x.origin[n], text.count(x.iteration[n])],
-      ["copies", "equal samples", text.count(x.copies[n])],
-    ];
-    return h("div", {}, h("dl", { class: "values" }, rows.map(([name, what, value]) => h("div", {}, h("dt", {}, name, h("small", {}, what)), h("dd", {}, value)))),
-      from && h("p", { class: "note" }, `v, m, r, w: ${from}.`));
-  }
-
-  function path(pane, way) {
-    const x = pane.data.nodes;
-    return h("div", {}, h("h3", {}, "The steps so far"), h("ol", { class: "way" }, way.map((i) =>
-      h("li", {}, h("button", { type: "button", onclick: () => pane.canvas.select(i) }, text.prose(x.text[i])), h("span", { class: "figure" }, swatch(x.raw_value[i]))))));
-  }
-
-  /** What the policy was given when it wrote the selected step. */
-  function prompt(data, way) {
-    if (!data.prompt) return null;
-    const before = way.slice(0, -1).map((i) => data.nodes.text[i]);
-    const turns = data.prompt.map(({ role, content }) => [role === "text" ? "prompt" : role, content]);
-    if (before.length) turns.push(["steps so far", before.join("\n")]);
-    return h("details", { class: "prompt" }, h("summary", {}, "Prompt"), turns.map(([role, content]) => h("div", { class: "turn" }, h("h4", {}, role), h("pre", {}, content))));
-  }
-
-  function settings(data) {
-    const rows = [...Object.entries(data.models), ...Object.entries(data.settings)].filter(([, value]) => value !== null);
-    return h("details", { class: "settings" }, h("summary", {}, "Models and settings"), h("dl", { class: "values" }, rows.map(([name, value]) => h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, String(value))))),
-      data.failures.map((failure) => h("p", { class: "note" }, `failed: ${failure}`)));
   }
 
   return { view };
