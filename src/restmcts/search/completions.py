@@ -1,0 +1,198 @@
+"""Completions: how the policy goes on from the steps of a tree that is there already.
+
+Verifiers are taught by them: Math-Shepherd (Wang et al. 2023) asks for some from every step, OmegaPRM (Luo et al. 2024)
+where its binary search for the first wrong step looks. Both return the tree with the completions in it, as nodes with
+the origin `completion`, so that they are budgeted, stored, resumed and labelled again like any tree.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from restmcts.errors import ConfigError
+from restmcts.search.chains import draw_chains
+from restmcts.search.nodes import COMPLETION, Search
+from restmcts.search.settings import SearchSettings
+from restmcts.seeds import derive_seed
+from restmcts.tasks import Task
+from restmcts.types import Answer, Ask, BudgetExhausted, Tree
+
+COMPLETED = "completed"
+"""the section of `Tree.settings` that says what was completed, and how"""
+_DRAWN_WITH = ("temperature", "step_tokens", "max_depth")
+
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """The traces of a verified tree whose steps are to be completed.
+
+    `right` says whether an answer is the right one; `policy` and `tokenizer` are the identities of who completes.
+    """
+
+    tree: Tree
+    leaves: Sequence[int]
+    """finished leaves: where the traces end"""
+    correct: Sequence[bool | None]
+    """per node, see `datasets.verify`"""
+    right: Callable[[str], bool]
+    policy: str
+    tokenizer: str | None
+
+
+def math_shepherd(traces: Traces, settings: SearchSettings, seed: int, task: Task) -> Search:
+    """`settings.samples` completions from every step before the last of each trace, trace by trace.
+
+    `tree.stop` is `done`, `budget`, or `failed` when a failure cut a completion short.
+    """
+    tree = _opened(traces, settings)
+    failures = len(tree.failures)
+    steps = dict.fromkeys(node for leaf in traces.leaves for node in tree.nodes_to(leaf)[:-1])
+    try:
+        yield from _complete(tree, list(steps), settings, seed, task)
+        tree.stop = "failed" if len(tree.failures) > failures else "done"
+    except BudgetExhausted:
+        tree.stop = "budget"
+    return tree
+
+
+def omega_prm(traces: Traces, settings: SearchSettings, seed: int, task: Task) -> Search:
+    """A binary search for the first wrong step of every wrong trace, `settings.samples` completions at each look.
+
+    A step is right when a right answer is found below it, whoever found it; there nothing is asked. Where all
+    completions are wrong, so is the step, and all that follow it. Of OmegaPRM this is the search alone, without the
+    choice of further wrong completions to look into. `tree.stop` is as with `math_shepherd`.
+    """
+    tree = _opened(traces, settings)
+    failures = len(tree.failures)
+    try:
+        for leaf in traces.leaves:
+            if not traces.correct[leaf]:
+                yield from _find_first_wrong(tree, tree.nodes_to(leaf), traces, settings, seed, task)
+        tree.stop = "failed" if len(tree.failures) > failures else "done"
+    except BudgetExhausted:
+        tree.stop = "budget"
+    return tree
+
+
+COMPLETING = {"math-shepherd": math_shepherd, "omega-prm": omega_prm}
+"""who asks for the completions that a labelling rule needs, by the rule's name (`labels.RULES`)"""
+
+
+# ---------------------------------------------------------------- what a tree holds of completions
+
+
+def completions_of(tree: Tree, node: int) -> list[int]:
+    """Where the completions of `node` have ended, finished or dead; each such leaf is as many as its `copies`.
+
+    Completions of a step are independent samples of how the policy goes on from there: those that were asked for, and
+    the tree's own chains through the step where they are such samples too, see `own_chains`.
+    """
+    own = own_chains(tree)
+    ends: list[int] = []
+    waiting = [child for child in tree.children(node) if own or tree.origin[child] == COMPLETION]
+    while waiting:
+        at = waiting.pop()
+        below = [c for c in tree.children(at) if tree.origin[c] == tree.origin[at] or tree.origin[at] == COMPLETION]
+        waiting += below
+        if not below and tree.status[at] != "open":
+            ends.append(at)
+    return ends
+
+
+def drawn(tree: Tree, node: int) -> int:
+    """How many completions of `node` have ended."""
+    return sum(tree.copies[end] for end in completions_of(tree, node))
+
+
+def own_chains(tree: Tree) -> bool:
+    """Whether the tree's own chains are independent samples of the policy, hence completions of each of their steps.
+
+    So they are when the method `sample` drew them all: what it draws next depends on nothing that it has found. Not so
+    when it stopped early because the answer was decided, nor in a tree that a search has steered (by values, or by
+    keeping the best of several steps): there a step's leaves are better than what the policy says by itself. Of a
+    completed tree, they count if the same policy drew them at the same temperature and limits as the completions.
+    """
+    if (made := tree.settings.get(COMPLETED)) is not None:
+        return bool(made["own"])
+    return tree.method == "sample" and tree.stop != "decided"
+
+
+def wanted(tree: Tree) -> int | None:
+    """How many completions each step was to get; None in a tree that was never completed."""
+    made = tree.settings.get(COMPLETED)
+    return None if made is None else int(made["samples"])
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _opened(traces: Traces, settings: SearchSettings) -> Tree:
+    """A copy of the tree, ready to take up completions."""
+    tree = copy.deepcopy(traces.tree)
+    limits: dict[str, Any] = {name: getattr(settings, name) for name in _DRAWN_WITH}
+    made, drew = tree.settings.get(COMPLETED), tree.models.get("policy")
+    same = drew == traces.policy and all((made or tree.settings).get(name) == limits[name] for name in _DRAWN_WITH)
+    if made is not None and not same:
+        raise ConfigError(
+            f"the tree of {tree.problem.id!r} has completions that {drew} drew, or that were drawn with other settings: "
+            "they cannot be mixed; label the trees that they were made from"
+        )
+    own = own_chains(tree) and same
+    tree.settings = {
+        **tree.settings,
+        COMPLETED: {"samples": settings.samples, "leaves": list(traces.leaves), "own": own, **limits},
+    }
+    if tree.models.get("tokenizer") != traces.tokenizer:  # one vocabulary's ids are another text in the other
+        tree.ids = [None] * len(tree)
+    return tree
+
+
+def _complete(tree: Tree, nodes: Sequence[int], settings: SearchSettings, seed: int, task: Task) -> Generator[Ask, Answer, None]:
+    """Draw what `nodes` lack of their completions.
+
+    The seed of a request hashes the step that is completed, where the completion has got to, and how many it has
+    already: what is drawn does not depend on what else is completed, nor in which order.
+    """
+
+    def seed_of(node: int, _: int) -> int:
+        nodes = tree.nodes_to(node)
+        start = sum(tree.origin[n] != COMPLETION for n in nodes)
+        earlier = sum(tree.copies[c] for c in tree.children(node) if tree.origin[c] == COMPLETION)
+        return derive_seed(seed, COMPLETION, start, earlier, *(tree.text[n] for n in nodes))
+
+    lacking = [(node, settings.samples - drawn(tree, node)) for node in nodes]
+    waiting = [(node, count) for node, count in reversed(lacking) if count > 0]
+    yield from draw_chains(tree, waiting, settings, task, seed_of, origin=COMPLETION)
+
+
+def _find_first_wrong(
+    tree: Tree, steps: Sequence[int], traces: Traces, settings: SearchSettings, seed: int, task: Task
+) -> Generator[Ask, Answer, None]:
+    """Look for the first wrong one of `steps`, the last of which is a wrong leaf."""
+    low, high = 0, len(steps) - 1  # it is one of steps[low] … steps[high]
+    while low < high:
+        middle = (low + high) // 2
+        node = steps[middle]
+        if not _reached(tree, node, traces):
+            yield from _complete(tree, [node], settings, seed, task)
+        if _reached(tree, node, traces):
+            low = middle + 1
+        elif drawn(tree, node) >= settings.samples:
+            high = middle
+        else:
+            return  # a failure: nothing is known of this step
+
+
+def _reached(tree: Tree, node: int, traces: Traces) -> bool:
+    """Whether a right answer lies below `node`."""
+    waiting = [node]
+    while waiting:
+        at = waiting.pop()
+        answer = tree.answer[at]
+        if answer is not None and (traces.correct[at] if at < len(traces.correct) else traces.right(answer)):
+            return True
+        waiting += tree.children(at)
+    return False
