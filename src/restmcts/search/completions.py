@@ -47,15 +47,8 @@ def math_shepherd(traces: Traces, settings: SearchSettings, seed: int, task: Tas
 
     `tree.stop` is `done`, `budget`, or `failed` when a failure cut a completion short.
     """
-    tree = _opened(traces, settings)
-    failures = len(tree.failures)
-    steps = dict.fromkeys(node for leaf in traces.leaves for node in tree.nodes_to(leaf)[:-1])
-    try:
-        yield from _complete(tree, list(steps), settings, seed, task)
-        tree.stop = "failed" if len(tree.failures) > failures else "done"
-    except BudgetExhausted:
-        tree.stop = "budget"
-    return tree
+    work = _Completing(traces, settings, seed, task)
+    return (yield from work.to_the_end(work.every_step()))
 
 
 def omega_prm(traces: Traces, settings: SearchSettings, seed: int, task: Task) -> Search:
@@ -65,16 +58,8 @@ def omega_prm(traces: Traces, settings: SearchSettings, seed: int, task: Task) -
     completions are wrong, so is the step, and all that follow it. Of OmegaPRM this is the search alone, without the
     choice of further wrong completions to look into. `tree.stop` is as with `math_shepherd`.
     """
-    tree = _opened(traces, settings)
-    failures = len(tree.failures)
-    try:
-        for leaf in traces.leaves:
-            if not traces.correct[leaf]:
-                yield from _find_first_wrong(tree, tree.nodes_to(leaf), traces, settings, seed, task)
-        tree.stop = "failed" if len(tree.failures) > failures else "done"
-    except BudgetExhausted:
-        tree.stop = "budget"
-    return tree
+    work = _Completing(traces, settings, seed, task)
+    return (yield from work.to_the_end(work.first_wrong_steps()))
 
 
 COMPLETING = {"math-shepherd": math_shepherd, "omega-prm": omega_prm}
@@ -95,10 +80,10 @@ def completions_of(tree: Tree, node: int) -> list[int]:
     waiting = [child for child in tree.children(node) if own or tree.origin[child] == COMPLETION]
     while waiting:
         at = waiting.pop()
-        below = [c for c in tree.children(at) if tree.origin[c] == tree.origin[at] or tree.origin[at] == COMPLETION]
-        waiting += below
-        if not below and tree.status[at] != "open":
+        if tree.status[at] != "open":
             ends.append(at)
+        asked = tree.origin[at] == COMPLETION
+        waiting += [child for child in tree.children(at) if asked or tree.origin[child] != COMPLETION]
     return ends
 
 
@@ -129,6 +114,76 @@ def wanted(tree: Tree) -> int | None:
 # ---------------------------------------------------------------- parts
 
 
+class _Completing:
+    """A copy of a tree while it takes up completions."""
+
+    def __init__(self, traces: Traces, settings: SearchSettings, seed: int, task: Task) -> None:
+        self.traces, self.settings, self.seed, self.task = traces, settings, seed, task
+        self.tree = _opened(traces, settings)
+
+    def to_the_end(self, asking: Generator[Ask, Answer, None]) -> Search:
+        """The tree when all is asked, or the budget is spent."""
+        tree, failures = self.tree, len(self.tree.failures)
+        try:
+            yield from asking
+            tree.stop = "failed" if len(tree.failures) > failures else "done"
+        except BudgetExhausted:
+            tree.stop = "budget"
+        return tree
+
+    def every_step(self) -> Generator[Ask, Answer, None]:
+        steps = dict.fromkeys(node for leaf in self.traces.leaves for node in self.tree.nodes_to(leaf)[:-1])
+        yield from self.complete(list(steps))
+
+    def first_wrong_steps(self) -> Generator[Ask, Answer, None]:
+        for leaf in self.traces.leaves:
+            if not self.traces.correct[leaf]:
+                yield from self.first_wrong(self.tree.nodes_to(leaf))
+
+    def first_wrong(self, steps: Sequence[int]) -> Generator[Ask, Answer, None]:
+        """Look for the first wrong one of `steps`, the last of which is a wrong leaf."""
+        low, high = 0, len(steps) - 1  # it is one of steps[low] … steps[high]
+        while low < high:
+            middle = (low + high) // 2
+            if not self.reached(steps[middle]):
+                yield from self.complete([steps[middle]])
+            if self.reached(steps[middle]):
+                low = middle + 1
+            elif drawn(self.tree, steps[middle]) >= self.settings.samples:
+                high = middle
+            else:
+                return  # a failure: nothing is known of this step
+
+    def complete(self, nodes: Sequence[int]) -> Generator[Ask, Answer, None]:
+        """Draw what `nodes` lack of their completions."""
+        lacking = [(node, self.settings.samples - drawn(self.tree, node)) for node in nodes]
+        waiting = [(node, count) for node, count in reversed(lacking) if count > 0]
+        yield from draw_chains(self.tree, waiting, self.settings, self.task, self.seed_of, origin=COMPLETION)
+
+    def seed_of(self, node: int, _: int) -> int:
+        """A hash of the step that is completed, where the completion has got to, and how many were drawn there earlier.
+
+        So what is drawn does not depend on what else is completed, nor in which order.
+        """
+        tree = self.tree
+        nodes = tree.nodes_to(node)
+        start = sum(tree.origin[n] != COMPLETION for n in nodes)
+        earlier = sum(tree.copies[c] for c in tree.children(node) if tree.origin[c] == COMPLETION)
+        return derive_seed(self.seed, COMPLETION, start, earlier, *(tree.text[n] for n in nodes))
+
+    def reached(self, node: int) -> bool:
+        """Whether a right answer lies below `node`."""
+        tree, correct = self.tree, self.traces.correct
+        waiting = list(tree.children(node))
+        while waiting:
+            at = waiting.pop()
+            answer = tree.answer[at]
+            if answer is not None and (correct[at] if at < len(correct) else self.traces.right(answer)):
+                return True
+            waiting += tree.children(at)
+        return False
+
+
 def _opened(traces: Traces, settings: SearchSettings) -> Tree:
     """A copy of the tree, ready to take up completions."""
     tree = copy.deepcopy(traces.tree)
@@ -137,62 +192,13 @@ def _opened(traces: Traces, settings: SearchSettings) -> Tree:
     same = drew == traces.policy and all((made or tree.settings).get(name) == limits[name] for name in _DRAWN_WITH)
     if made is not None and not same:
         raise ConfigError(
-            f"the tree of {tree.problem.id!r} has completions that {drew} drew, or that were drawn with other settings: "
-            "they cannot be mixed; label the trees that they were made from"
+            f"the tree of {tree.problem.id!r} has completions by {drew} with "
+            f"{', '.join(f'{name} = {made.get(name)}' for name in _DRAWN_WITH)}, and others cannot be mixed in; "
+            "label the trees that it was made from"
         )
     own = own_chains(tree) and same
-    tree.settings = {
-        **tree.settings,
-        COMPLETED: {"samples": settings.samples, "leaves": list(traces.leaves), "own": own, **limits},
-    }
+    completed = {"samples": settings.samples, "leaves": list(traces.leaves), "own": own, **limits}
+    tree.settings = {**tree.settings, COMPLETED: completed}
     if tree.models.get("tokenizer") != traces.tokenizer:  # one vocabulary's ids are another text in the other
         tree.ids = [None] * len(tree)
     return tree
-
-
-def _complete(tree: Tree, nodes: Sequence[int], settings: SearchSettings, seed: int, task: Task) -> Generator[Ask, Answer, None]:
-    """Draw what `nodes` lack of their completions.
-
-    The seed of a request hashes the step that is completed, where the completion has got to, and how many it has
-    already: what is drawn does not depend on what else is completed, nor in which order.
-    """
-
-    def seed_of(node: int, _: int) -> int:
-        nodes = tree.nodes_to(node)
-        start = sum(tree.origin[n] != COMPLETION for n in nodes)
-        earlier = sum(tree.copies[c] for c in tree.children(node) if tree.origin[c] == COMPLETION)
-        return derive_seed(seed, COMPLETION, start, earlier, *(tree.text[n] for n in nodes))
-
-    lacking = [(node, settings.samples - drawn(tree, node)) for node in nodes]
-    waiting = [(node, count) for node, count in reversed(lacking) if count > 0]
-    yield from draw_chains(tree, waiting, settings, task, seed_of, origin=COMPLETION)
-
-
-def _find_first_wrong(
-    tree: Tree, steps: Sequence[int], traces: Traces, settings: SearchSettings, seed: int, task: Task
-) -> Generator[Ask, Answer, None]:
-    """Look for the first wrong one of `steps`, the last of which is a wrong leaf."""
-    low, high = 0, len(steps) - 1  # it is one of steps[low] … steps[high]
-    while low < high:
-        middle = (low + high) // 2
-        node = steps[middle]
-        if not _reached(tree, node, traces):
-            yield from _complete(tree, [node], settings, seed, task)
-        if _reached(tree, node, traces):
-            low = middle + 1
-        elif drawn(tree, node) >= settings.samples:
-            high = middle
-        else:
-            return  # a failure: nothing is known of this step
-
-
-def _reached(tree: Tree, node: int, traces: Traces) -> bool:
-    """Whether a right answer lies below `node`."""
-    waiting = [node]
-    while waiting:
-        at = waiting.pop()
-        answer = tree.answer[at]
-        if answer is not None and (traces.correct[at] if at < len(traces.correct) else traces.right(answer)):
-            return True
-        waiting += tree.children(at)
-    return False

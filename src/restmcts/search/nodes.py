@@ -43,9 +43,7 @@ def add_samples(
     depth = len(tree.nodes_to(parent)) + 1
     apart = origin == COMPLETION
     siblings = {
-        (tree.text[n], tree.reason[n]): n
-        for n in tree.children(parent)
-        if (tree.origin[n] == COMPLETION) == apart
+        (tree.text[n], tree.reason[n]): n for n in tree.children(parent) if (tree.origin[n] == COMPLETION) == apart
     }
     nodes: dict[int, None] = {}
     for sample in reply.samples:
