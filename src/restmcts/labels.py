@@ -65,8 +65,8 @@ def omega_prm(tree: Tree, correct: Verdicts, estimate: Estimate) -> Labels:
     """v of the steps of the traces that were looked into: hard, 1 before the first wrong step and 0 from it on.
 
     A step is right if a right answer lies anywhere below it; wrong if it is a wrong leaf, if all its completions are
-    wrong, or if it follows a wrong step; and else, where a budget or a failure ended the search, nothing is known. Soft:
-    the share of right completions, where the search looked, and the verdict at finished leaves.
+    wrong, or if it follows a wrong step; and else, where a budget or a failure ended the search, nothing is known.
+    Soft: the share of right completions, where the search looked, and the verdict at finished leaves.
 
     Raises ConfigError for a tree that was never completed.
     """

@@ -37,8 +37,9 @@ def add_samples(
     """Make a node of every sample; returns the nodes in order, each once.
 
     A sample that an earlier child of `parent` already has, in the same words and with the same fate, is counted there
-    (`copies`); completions are kept apart from all other nodes, so that it stays known whose they are. A node is finished if and only if its text holds an answer; without one it is dead when the text is
-    empty, ended the model's turn, was cut off at the token limit, or lies at the depth limit.
+    (`copies`); completions are kept apart from all other nodes, so that it stays known whose they are. A node is
+    finished if and only if its text holds an answer; without one it is dead when the text is empty, ended the model's
+    turn, was cut off at the token limit, or lies at the depth limit.
     """
     depth = len(tree.nodes_to(parent)) + 1
     apart = origin == COMPLETION
