@@ -12,6 +12,7 @@ from restmcts.engines import Engines
 from restmcts.evaluate import OnTree, Searched, search_all
 from restmcts.search import Search, SearchSettings
 from restmcts.search.completions import COMPLETING, Traces
+from restmcts.search.nodes import COMPLETION
 from restmcts.tasks import Task
 from restmcts.tasks.grade import Grader
 from restmcts.types import Problem, Tree
@@ -60,7 +61,8 @@ def complete_trees(
     method, policy = COMPLETING[labels.rule], engines.policy
     traces: dict[str, Traces] = {}
     for tree, correct in zip(trees, verify(trees, grader), strict=True):
-        leaves = chosen_traces(tree, correct, count=traces_per_question, seed=choice_seed)
+        found = [None if origin == COMPLETION else c for origin, c in zip(tree.origin, correct, strict=True)]
+        leaves = chosen_traces(tree, found, count=traces_per_question, seed=choice_seed)
 
         def right(answer: str, problem: Problem = tree.problem) -> bool:
             return grader.grade(problem, answer)

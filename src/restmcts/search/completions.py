@@ -155,10 +155,21 @@ class _Completing:
                 return  # a failure: nothing is known of this step
 
     def complete(self, nodes: Sequence[int]) -> Generator[Ask, Answer, None]:
-        """Draw what `nodes` lack of their completions."""
-        lacking = [(node, self.settings.samples - drawn(self.tree, node)) for node in nodes]
-        waiting = [(node, count) for node, count in reversed(lacking) if count > 0]
-        yield from draw_chains(self.tree, waiting, self.settings, self.task, self.seed_of, origin=COMPLETION)
+        """Draw what `nodes` lack of their completions, a few nodes at a time, so that a budget leaves few half done."""
+        for start in range(0, len(nodes), self.settings.parallel):
+            some, before = nodes[start : start + self.settings.parallel], None
+            # Again, because a request is cut to what is surely left of the budget, and may then cost less; and what a
+            # failure cut short is made up for. Without any gain it is left.
+            while (lacking := self.lacking(some)) and lacking != before:
+                before = lacking
+                yield from draw_chains(
+                    self.tree, lacking[::-1], self.settings, self.task, self.seed_of, origin=COMPLETION
+                )
+
+    def lacking(self, nodes: Sequence[int]) -> list[tuple[int, int]]:
+        """Those of `nodes` that lack completions, and how many."""
+        counts = [(node, self.settings.samples - drawn(self.tree, node)) for node in nodes]
+        return [(node, count) for node, count in counts if count > 0]
 
     def seed_of(self, node: int, _: int) -> int:
         """A hash of the step that is completed, where the completion has got to, and how many were drawn there earlier.
