@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-
 from restmcts.search.nodes import Search, add_samples, ask_all, conclude, new_tree, note_failure
 from restmcts.search.settings import SearchSettings
 from restmcts.search.votes import Votes
 from restmcts.seeds import derive_seed
 from restmcts.tasks import Task
-from restmcts.types import Answer, Ask, BudgetExhausted, Problem, Proposals, Propose, Tree
+from restmcts.types import BudgetExhausted, Problem, Proposals, Propose
 
 
 def cot(problem: Problem, settings: SearchSettings, seed: int, task: Task) -> Search:
@@ -26,64 +24,45 @@ def sample(problem: Problem, settings: SearchSettings, seed: int, task: Task) ->
 
 
 def _chains(method: str, count: int, problem: Problem, settings: SearchSettings, seed: int, task: Task) -> Search:
-    """`tree.stop` is `done`, `budget`, `decided` when the chains left cannot change the answer (a setting), or `failed`
-    when a failure cut a chain short.
+    """Depth first, so that a budget that runs out leaves whole chains and not many beginnings.
+
+    Chains that agreed so far lie on one node; one request draws the next step of each. `tree.stop` is `done`, `budget`,
+    `decided` when the chains left cannot change the answer (a setting), or `failed` when a failure cut a chain short.
     """
     tree = new_tree(problem, settings, seed, method)
     votes = Votes(tree, settings, task, usual_rule="majority", scored=False)
     waiting = [(0, count)]
+    requests = 0
     try:
-        yield from draw_chains(tree, waiting, settings, task, lambda _, number: derive_seed(seed, number), votes=votes)
+        while waiting and not votes.decided(sum(chains for _, chains in waiting)):
+            going = [waiting.pop() for _ in range(min(settings.parallel, len(waiting)))]
+            numbers = range(requests + 1, requests + len(going) + 1)
+            requests += len(going)
+            replies = yield from ask_all(
+                [
+                    Propose(
+                        problem,
+                        tree.path(node),
+                        chains,
+                        derive_seed(seed, number),
+                        settings.temperature,
+                        settings.step_tokens,
+                    )
+                    for (node, chains), number in zip(going, numbers, strict=True)
+                ]
+            )
+            grown: list[tuple[int, int]] = []
+            for (node, _), number, reply in zip(going, numbers, replies, strict=True):
+                if isinstance(reply, Proposals):
+                    made = add_samples(tree, node, reply, settings, task, origin="sample", iteration=number)
+                    votes.count(made)
+                    grown += [(n, tree.copies[n]) for n in made if tree.status[n] == "open"]
+                elif reply is not None:
+                    note_failure(tree, "propose", reply)
+            if None in replies:
+                raise BudgetExhausted
+            waiting += reversed(grown)
         tree.stop = "decided" if waiting else "failed" if tree.failures else "done"
     except BudgetExhausted:
         tree.stop = "budget"
     return conclude(tree, settings, task, usual_rule="majority")
-
-
-def draw_chains(
-    tree: Tree,
-    waiting: list[tuple[int, int]],
-    settings: SearchSettings,
-    task: Task,
-    seed_of: Callable[[int, int], int],
-    *,
-    origin: str = "sample",
-    votes: Votes | None = None,
-) -> Generator[Ask, Answer, None]:
-    """Take chains to their ends; `waiting` holds the node they go on from and how many they are, the next one last.
-
-    Depth first, so that a budget that runs out leaves whole chains and not many beginnings. Chains that agreed so far
-    lie on one node; one request draws the next step of each, with the seed that `seed_of` gives for its node and
-    number. Ends with chains still waiting when `votes` are decided; BudgetExhausted comes through.
-    """
-    requests = max(tree.iteration)
-    while waiting and (votes is None or not votes.decided(sum(chains for _, chains in waiting))):
-        going = [waiting.pop() for _ in range(min(settings.parallel, len(waiting)))]
-        numbers = range(requests + 1, requests + len(going) + 1)
-        requests += len(going)
-        replies = yield from ask_all(
-            [
-                Propose(
-                    tree.problem,
-                    tree.path(node),
-                    chains,
-                    seed_of(node, number),
-                    settings.temperature,
-                    settings.step_tokens,
-                )
-                for (node, chains), number in zip(going, numbers, strict=True)
-            ]
-        )
-        grown: list[tuple[int, int]] = []
-        for (node, _), number, reply in zip(going, numbers, replies, strict=True):
-            if isinstance(reply, Proposals):
-                before = {child: tree.copies[child] for child in tree.children(node)}
-                made = add_samples(tree, node, reply, settings, task, origin=origin, iteration=number)
-                if votes is not None:
-                    votes.count(made)
-                grown += [(n, tree.copies[n] - before.get(n, 0)) for n in made if tree.status[n] == "open"]
-            elif reply is not None:
-                note_failure(tree, "propose", reply)
-        if None in replies:
-            raise BudgetExhausted
-        waiting += reversed(grown)

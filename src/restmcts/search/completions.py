@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from restmcts.errors import ConfigError
-from restmcts.search.chains import draw_chains
-from restmcts.search.nodes import COMPLETION, Search
+from restmcts.search.nodes import COMPLETION, Search, add_samples, ask_all, note_failure
 from restmcts.search.settings import SearchSettings
 from restmcts.seeds import derive_seed
 from restmcts.tasks import Task
-from restmcts.types import Answer, Ask, BudgetExhausted, Tree
+from restmcts.types import Answer, Ask, BudgetExhausted, Proposals, Propose, Tree
 
 COMPLETED = "completed"
 """the section of `Tree.settings` that says what was completed, and how"""
@@ -162,16 +161,40 @@ class _Completing:
             # failure cut short is made up for. Without any gain it is left.
             while (lacking := self.lacking(some)) and lacking != before:
                 before = lacking
-                yield from draw_chains(
-                    self.tree, lacking[::-1], self.settings, self.task, self.seed_of, origin=COMPLETION
-                )
+                yield from self.draw(lacking[::-1])
+
+    def draw(self, waiting: list[tuple[int, int]]) -> Generator[Ask, Answer, None]:
+        """Take completions to their ends: the nodes that they go on from and how many they are, the next one last.
+
+        Depth first, as the chains of the method `sample`.
+        """
+        tree, settings = self.tree, self.settings
+        while waiting:
+            going = [waiting.pop() for _ in range(min(settings.parallel, len(waiting)))]
+            replies = yield from ask_all([self.request(node, count) for node, count in going])
+            further: list[tuple[int, int]] = []
+            for (node, _), reply in zip(going, replies, strict=True):
+                if isinstance(reply, Proposals):
+                    before = {child: tree.copies[child] for child in tree.children(node)}
+                    made = add_samples(tree, node, reply, settings, self.task, origin=COMPLETION)
+                    further += [(n, tree.copies[n] - before.get(n, 0)) for n in made if tree.status[n] == "open"]
+                elif reply is not None:
+                    note_failure(tree, "propose", reply)
+            if None in replies:
+                raise BudgetExhausted
+            waiting += reversed(further)
+
+    def request(self, node: int, count: int) -> Propose:
+        settings = self.settings
+        path, seed = self.tree.path(node), self.seed_of(node)
+        return Propose(self.tree.problem, path, count, seed, settings.temperature, settings.step_tokens)
 
     def lacking(self, nodes: Sequence[int]) -> list[tuple[int, int]]:
         """Those of `nodes` that lack completions, and how many."""
         counts = [(node, self.settings.samples - drawn(self.tree, node)) for node in nodes]
         return [(node, count) for node, count in counts if count > 0]
 
-    def seed_of(self, node: int, _: int) -> int:
+    def seed_of(self, node: int) -> int:
         """A hash of the step that is completed, where the completion has got to, and how many were drawn there earlier.
 
         So what is drawn does not depend on what else is completed, nor in which order.
