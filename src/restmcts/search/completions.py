@@ -119,6 +119,7 @@ class _Completing:
     def __init__(self, traces: Traces, settings: SearchSettings, seed: int, task: Task) -> None:
         self.traces, self.settings, self.seed, self.task = traces, settings, seed, task
         self.tree = _opened(traces, settings)
+        self.iteration = max(self.tree.iteration) + 1
 
     def to_the_end(self, asking: Generator[Ask, Answer, None]) -> Search:
         """The tree when all is asked, or the budget is spent."""
@@ -176,7 +177,9 @@ class _Completing:
             for (node, _), reply in zip(going, replies, strict=True):
                 if isinstance(reply, Proposals):
                     before = {child: tree.copies[child] for child in tree.children(node)}
-                    made = add_samples(tree, node, reply, settings, self.task, origin=COMPLETION)
+                    made = add_samples(
+                        tree, node, reply, settings, self.task, origin=COMPLETION, iteration=self.iteration
+                    )
                     further += [(n, tree.copies[n] - before.get(n, 0)) for n in made if tree.status[n] == "open"]
                 elif reply is not None:
                     note_failure(tree, "propose", reply)
