@@ -19,8 +19,8 @@ LAYERS = [
     ["types", "errors", "settings", "seeds"],
     ["files", "lock", "store", "encoding", "metrics", "tables", "console", "shell"],
     ["tasks", "search", "rewards", "engines", "models"],
-    ["rows", "worked", "account", "drive", "datasets", "train"],
-    ["config", "evaluate", "results", "findings", "report", "view"],
+    ["rows", "worked", "account", "drive", "labels", "datasets", "train"],
+    ["config", "evaluate", "completing", "results", "findings", "report", "view"],
     ["job", "data", "stages", "loop"],
     ["api", "commands", "cli", "__main__", "__init__"],
 ]

@@ -214,16 +214,19 @@ def search(
 def label(
     trees: Annotated[Path, typer.Argument(help="trees.jsonl of a search, or its folder")],
     out: Out,
+    policy: Annotated[
+        str | None, typer.Option(help="who completes the steps, for the rules math-shepherd and omega-prm")
+    ] = None,
     config: Config = None,
     preset: Preset = None,
     overrides: Set = None,
     seed: Seed = None,
     quiet: Quiet = False,
 ) -> None:
-    """Grade the answers of stored trees and infer process rewards; writes labels and training rows to OUT."""
+    """Grade the answers of stored trees and label their steps; writes labels and training rows to OUT."""
     from restmcts.commands import label_stored_trees
 
-    label_stored_trees(_settings(config, preset, overrides, seed=seed), trees, out, _progress(quiet))
+    label_stored_trees(_settings(config, preset, overrides, policy=policy, seed=seed), trees, out, _progress(quiet))
 
 
 @train.command(name="policy")
