@@ -22,7 +22,7 @@ LAYERS = [
     ["rows", "worked", "account", "drive", "datasets", "train"],
     ["config", "evaluate", "results", "report"],
     ["job", "data", "stages", "loop"],
-    ["api", "commands", "cli", "__main__", "__init__"],
+    ["api", "commands", "compare", "cli", "__main__", "__init__"],
 ]
 FORBIDDEN = {
     "search": {"engines", "models", "store", "files"},
