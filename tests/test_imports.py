@@ -95,6 +95,7 @@ def test_the_package_loads_at_once_and_loads_nothing_heavy():
         ["tasks", "tasks.load", "tasks.grade", "search", "rewards", "engines", "engines.settings", "engines.scripted"],
         ["drive", "datasets", "train", "train.settings"],
         ["config", "evaluate", "results", "report", "job", "data", "stages", "loop", "api", "commands", "cli"],
+        ["compare.command", "compare.report", "engines.memory"],
     ],
     ids=" ".join,
 )

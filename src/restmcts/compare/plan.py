@@ -88,6 +88,11 @@ def _arm(name: str, own: dict[str, Any] | None, search: SearchSettings) -> Arm:
         raise ConfigError(f"compare.arms.{name}.budget_tokens: every arm has the budgets of compare.budgets")
     settings = build(SearchSettings, merged(search.model_dump(mode="json"), raw), prefix=f"compare.arms.{name}.")
     get_search(settings.method)
+    if settings.budget_seconds is not None:
+        raise ConfigError(
+            f"budget_seconds = {settings.budget_seconds:g} of arm {name}: what others have asked for takes no time, so "
+            "that seconds are no fair budget here; unset search.budget_seconds"
+        )
     return Arm(name, settings, raw)
 
 

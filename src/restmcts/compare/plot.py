@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#666666")
 """told apart by most colour-blind people (Okabe and Ito), yellow left out"""
-_WIDTH, _HEIGHT, _LEFT, _GAP, _TOP, _BOTTOM = 300, 250, 52, 28, 24, 44
+_WIDTH, _HEIGHT, _LEFT, _GAP, _TOP, _BOTTOM = 300, 250, 68, 28, 24, 44
 _LETTER = 6.6
 """pixels that a letter of a label takes, about"""
 _STYLE = (

@@ -92,6 +92,8 @@ def accuracy_table(plan: Plan, results: Results) -> Table:
         f"question together. A question without an answer counts as wrong. Of the greedy answers, "
         f"{with_interval(greedy.accuracy, greedy.interval)} are right."
     )
+    if failed := sum(row.stop == "failed" for row in results.rows):
+        table.notes.append(f"**{failed} searches failed: their models did not answer everything that was asked.**")
     return table
 
 
@@ -119,19 +121,21 @@ def _difference(test: Test | None) -> str:
 
 
 def spent_table(plan: Plan, results: Results) -> Table:
-    table = Table("What a question took: tokens generated / scored / time", ["", *budget_names(plan)])
+    table = Table("What a question took: tokens generated / scored / time / no answer", ["", *budget_names(plan)])
     for arm in plan.arms:
         found = [results.point(arm.name, budget) for budget in plan.budgets]
         table.rows.append([arm.name, *(_spent(point) if point else ABSENT for point in found)])
     table.notes.append(
         "Means over questions and seeds, measured, every search counted as if it had been alone. Time: its tokens at "
-        "the seconds of work that a token took each model in this study, many searches being open at once."
+        "the seconds of work that a token took each model in this study, many searches being open at once. No answer: "
+        "the share of the searches that found none."
     )
     return table
 
 
 def _spent(point: Point) -> str:
-    return f"{count(point.policy_tokens)} / {count(point.value_tokens)} / {_brief(point.seconds)}"
+    tokens = f"{count(point.policy_tokens)} / {count(point.value_tokens)}"
+    return f"{tokens} / {_brief(point.seconds)} / {100 * point.unanswered:.0f} %"
 
 
 def _brief(seconds: float | None) -> str:
