@@ -54,6 +54,7 @@ def test_what_is_in_the_wheel(wheel):
         "restmcts/py.typed",
         "restmcts/__init__.pyi",
         "restmcts/presets/demo.yaml",
+        "restmcts/presets/paper.yaml",
         "restmcts/prompts/english.yaml",
     } <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
