@@ -15,7 +15,7 @@ from restmcts import drive
 from restmcts.compare import answer, plot, report, results
 from restmcts.compare.answer import Cost, Row, read_rows
 from restmcts.compare.command import compare_methods
-from restmcts.compare.plan import GREEDY, Arm, Plan, arms, budgets_in_tokens
+from restmcts.compare.plan import GREEDY, USUAL, Arm, Plan, arms, budgets_in_tokens
 from restmcts.config import RunConfig, load_config
 from restmcts.console import Progress
 from restmcts.engines import Engines
@@ -95,7 +95,17 @@ def test_all_arms_of_the_settings_are_compared_where_none_are_named():
     named = load_config(None, flags={"compare": {"arms": {"a": {"method": "cot"}, "b": {"method": "sample"}}}})
     assert [arm.name for arm in arms(named.compare, named.search)] == ["a", "b"]
     bare = RunConfig()
-    assert [arm.name for arm in arms(bare.compare, bare.search)] == ["sample", "mcts_star"]
+    assert [arm.name for arm in arms(bare.compare, bare.search)] == list(USUAL)
+
+
+def test_variants_of_methods_are_arms_by_name():
+    flags = {
+        "compare": {"methods": ["best_of_n_min", "mcts_star_no_rollout"], "arms": {"best_of_n_min": {"samples": 4}}}
+    }
+    settings = load_config(None, flags=flags)
+    low, bare = arms(settings.compare, settings.search)
+    assert (low.settings.method, low.settings.step_aggregation, low.settings.samples) == ("best_of_n", "min", 4)
+    assert (bare.settings.method, bare.settings.rollout_steps) == ("mcts_star", 0)
 
 
 def test_budgets_are_worth_so_many_greedy_answers_or_are_tokens():
@@ -109,6 +119,7 @@ def test_budgets_are_worth_so_many_greedy_answers_or_are_tokens():
     ("compare", "words"),
     [
         ({"methods": ["sampel"]}, ["unknown search method 'sampel'", "did you mean 'sample'?"]),
+        ({"methods": ["mcts_star_no_rolout"]}, ["did you mean 'mcts_star_no_rollout'?"]),
         ({"methods": []}, ["compare.methods is empty"]),
         ({"methods": ["sample", "sample"]}, ["name each of them once"]),
         ({"arms": {"a/b": {"method": "sample"}}}, ["'a/b' cannot name an arm"]),
@@ -122,7 +133,7 @@ def test_budgets_are_worth_so_many_greedy_answers_or_are_tokens():
         ({"arms": {"mine": {"method": "cot", "temperature": -1}}}, ["compare.arms.mine.temperature = -1"]),
         ({"arms": {"mine": {"method": "cot", "budget_tokens": 9}}}, ["compare.arms.mine.budget_tokens"]),
         ({"arms": {"mine": {"method": "cot", "budget_seconds": 9}}}, ["budget_seconds = 9 of arm mine"]),
-        ({"baseline": "best"}, ["compare.baseline = 'best' is not compared", "sample, mcts_star, greedy"]),
+        ({"baseline": "best"}, ["compare.baseline = 'best' is not compared", "mcts_star, greedy"]),
     ],
 )
 def test_arms_that_are_none(compare, words):

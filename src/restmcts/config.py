@@ -95,8 +95,8 @@ class CompareSettings(Settings):
 
     methods: tuple[str, ...] | None = Field(
         default=None,
-        description="arms to compare, in this order: search methods, or names in arms; unset: all of arms, or where "
-        "there are none, sample and mcts_star",
+        description="arms to compare, in this order: names in arms, search methods, or their variants; unset: all of "
+        "arms, or where there are none, sample, best_of_n, weighted_vote, mcts_star",
     )
     arms: dict[str, dict[str, Any]] = Field(
         default_factory=dict,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -36,6 +37,9 @@ def compare_methods(config: RunConfig, out: Path, progress: Progress) -> list[Ta
     Arms, budgets and seeds can be added by later calls: what is answered stays answered.
     """
     arms = planning.arms(config.compare, config.search)
+    for one, other in itertools.combinations(arms, 2):
+        if one.identity() == other.identity() and one.fixed == other.fixed:
+            progress.say(f"{one.name} and {other.name} are the same with these settings")
     problems = commands.problems_of(config, need_answer=True)
     if not problems:
         raise TaskError(f"{config.problems} holds no questions; give others with --problems")

@@ -10,13 +10,13 @@ from typing import Any
 from restmcts.config import CompareSettings, build, merged
 from restmcts.drive import Errand
 from restmcts.errors import ConfigError
-from restmcts.search import SEARCHES, SearchSettings, get_search
+from restmcts.search import SEARCHES, VARIANTS, SearchSettings, get_search
 from restmcts.tasks import get_task
 from restmcts.types import Problem
 
 GREEDY = "greedy"
 """the name of the reference: one greedy answer to every question"""
-USUAL = ("sample", "mcts_star")
+USUAL = ("sample", "best_of_n", "weighted_vote", "mcts_star")
 ONE_PASS = frozenset({"beam", "tot_bfs"})
 """methods that go once through the question with `samples` candidates for every step; the others go on and on"""
 _SPARE = 2
@@ -62,7 +62,11 @@ class Arm:
 
 
 def arms(settings: CompareSettings, search: SearchSettings) -> list[Arm]:
-    """The arms that the settings name, in their order, each over `search`. Raises ConfigError for one that is none."""
+    """The arms that the settings name, in their order, each over `search`.
+
+    A name stands for what `settings.arms` says of it, over what `VARIANTS` says, else for the method of that name.
+    Raises ConfigError for one that is none.
+    """
     names = settings.methods if settings.methods is not None else tuple(settings.arms) or USUAL
     if not names:
         raise ConfigError("compare.methods is empty; give --methods sample,mcts_star or others")
@@ -79,10 +83,10 @@ def arms(settings: CompareSettings, search: SearchSettings) -> list[Arm]:
 def _arm(name: str, own: dict[str, Any] | None, search: SearchSettings) -> Arm:
     if not _NAME.fullmatch(name) or name == GREEDY:
         raise ConfigError(f"{name!r} cannot name an arm; take letters, digits and . + - _, and not {GREEDY!r}")
-    if own is None:
-        get_search(name)  # its error names the nearest method
-    raw = {"method": name, **(own or {})}
-    if raw["method"] not in SEARCHES and "method" not in (own or {}):
+    if own is None and name not in VARIANTS:
+        get_search(name, among=(*SEARCHES, *VARIANTS))
+    raw = {**VARIANTS.get(name, {"method": name}), **(own or {})}
+    if raw["method"] == name not in SEARCHES:
         raise ConfigError(f"compare.arms.{name} needs a method, e.g. method: mcts_star")
     if raw.get("budget_tokens") is not None:
         raise ConfigError(f"compare.arms.{name}.budget_tokens: every arm has the budgets of compare.budgets")
