@@ -64,7 +64,7 @@ SEARCH = ("search", "--policy", "scripted", "--set", "search.iterations=4", "-q"
 def test_version_and_help(restmcts):
     assert restmcts("version").out.startswith("restmcts 0.")
     assert "self-training" in restmcts().out
-    for command in ("run", "solve", "search", "label", "evaluate", "generate", "report", "train"):
+    for command in ("run", "solve", "search", "label", "evaluate", "compare", "generate", "report", "train"):
         assert restmcts(command, "--help").code == 0
 
 

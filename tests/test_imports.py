@@ -22,7 +22,7 @@ LAYERS = [
     ["rows", "worked", "account", "drive", "labels", "datasets", "train"],
     ["config", "evaluate", "completing", "results", "findings", "report", "view"],
     ["job", "data", "stages", "loop"],
-    ["api", "commands", "cli", "__main__", "__init__"],
+    ["api", "commands", "compare", "cli", "__main__", "__init__"],
 ]
 FORBIDDEN = {
     "search": {"engines", "models", "store", "files"},
@@ -94,20 +94,8 @@ def test_the_package_loads_at_once_and_loads_nothing_heavy():
         ["types", "errors", "settings", "seeds", "files", "lock", "store", "encoding", "metrics", "tables", "shell"],
         ["tasks", "tasks.load", "tasks.grade", "search", "rewards", "engines", "engines.settings", "engines.scripted"],
         ["drive", "datasets", "train", "train.settings"],
-        [
-            "config",
-            "evaluate",
-            "results",
-            "findings",
-            "report",
-            "job",
-            "data",
-            "stages",
-            "loop",
-            "api",
-            "commands",
-            "cli",
-        ],
+    ["config", "evaluate", "results", "report", "job", "data", "stages", "loop", "api", "commands", "cli"],
+    ["config"],
     ],
     ids=" ".join,
 )

@@ -149,6 +149,16 @@ def test_a_server_that_makes_one_sample_at_a_time_is_asked_for_each() -> None:
     assert reply.usage.requests == 4
 
 
+def test_samples_can_be_asked_for_bit_by_bit() -> None:
+    with FakeServer(several=False) as fake:
+        whole, part = ask(connect(fake), propose(PATH, n=4), propose(PATH, n=2, first=2))
+    assert part.samples == whole.samples[2:]
+    with FakeServer() as fake:
+        first, further = ask(connect(fake), propose(PATH, n=2), propose(PATH, n=3, first=2))
+        assert fake.requests[-1][1]["seed"] != fake.requests[-2][1]["seed"], "drawn independently"
+    assert (len(first.samples), len(further.samples)) == (2, 3)
+
+
 def test_a_system_message_that_is_refused_leads_the_question() -> None:
     with FakeServer(refuses={"system"}) as fake:
         ask(connect(fake), propose(PATH))

@@ -18,6 +18,7 @@ from restmcts.shell import guarded
 
 if TYPE_CHECKING:
     from restmcts.config import RunConfig
+    from restmcts.console import Progress
 
 app = typer.Typer(
     name="restmcts",
@@ -42,6 +43,10 @@ Problems = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="folder for the results; run the same command again to resume")]
 Seed = Annotated[int | None, typer.Option(help="of everything random")]
+Redo = Annotated[
+    list[str] | None,
+    typer.Option(metavar="STAGE", help="set aside a stage (named as its folder) and all that follows from it"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
 
 
@@ -79,10 +84,7 @@ def run(
     seed: Seed = None,
     rounds: Annotated[int | None, typer.Option(help="rounds of search and training")] = None,
     overrides: Set = None,
-    redo: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STAGE", help="set aside a stage (round-1/search) and all that follows from it"),
-    ] = None,
+    redo: Redo = None,
     quiet: Quiet = False,
 ) -> None:
     """Take a model through the whole self-training loop; the same command resumes after any interruption."""
@@ -91,7 +93,6 @@ def run(
     from restmcts.console import Progress
     from restmcts.loop import run as run_loop
     from restmcts.report import report
-    from restmcts.store import RunFolder
 
     flags = {
         "policy": policy,
@@ -106,10 +107,7 @@ def run(
     settings = _settings(config, preset, overrides, **flags)
     settings.check_complete()
     with Progress(mode="quiet" if quiet else "auto") as progress:
-        if redo:
-            with RunFolder(settings.out) as folder:
-                for stage in redo:
-                    progress.say(f"set aside: {', '.join(folder.redo(stage))}")
+        _set_aside(settings.out, redo, progress)
         run_loop(settings, progress=progress)
     path = report(settings.out, Console())
     print(f"report: {path}")
@@ -282,6 +280,53 @@ def evaluate(
     evaluate_problems(settings, out, _progress(quiet))
 
 
+@app.command()
+def compare(
+    out: Out,
+    policy: Policy = None,
+    value: Value = None,
+    problems: Problems = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="search methods, or arms of the settings (compare.arms)")
+    ] = None,
+    budgets: Annotated[
+        str | None, typer.Option(metavar="1,2,…", help="tokens for a question, in greedy answers' worth or --unit")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="what budgets count: answers or tokens")] = None,
+    seeds: Annotated[int | None, typer.Option(help="how often every question is answered")] = None,
+    baseline: Annotated[str | None, typer.Option(help="test the others against this one; default: all pairs")] = None,
+    config: Config = None,
+    preset: Preset = None,
+    overrides: Set = None,
+    seed: Seed = None,
+    redo: Redo = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare search methods at equal budgets of tokens: accuracy against cost, with intervals and tests.
+
+    Arms, budgets and seeds can be added later with the same --out.
+    """
+    from rich.console import Console
+
+    from restmcts.compare.command import compare_methods
+    from restmcts.compare.report import MARKDOWN, PLOT
+
+    flags = {"budgets": _listed(budgets), "methods": _listed(methods), "unit": unit, "seeds": seeds}
+    given = {name: value for name, value in (flags | {"baseline": baseline}).items() if value is not None}
+    models = {"policy": policy, "value": value, "problems": problems, "seed": seed}
+    settings = _settings(config, preset, overrides, **models, compare=given or None)
+    progress = _progress(quiet)
+    _set_aside(out, redo, progress)
+    console = Console()
+    for table in compare_methods(settings, out, progress):
+        table.show(console)
+    print(f"report: {out / MARKDOWN}, plot: {out / PLOT}")
+
+
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
 # ---------------------------------------------------------------- odds and ends
 
 
@@ -310,6 +355,15 @@ def _settings(path: Path | None, preset: str | None, overrides: list[str] | None
     from restmcts.config import load_config
 
     return load_config(path, preset=preset, flags=flags, overrides=overrides or ())
+
+
+def _set_aside(out: Path, stages: list[str] | None, progress: Progress) -> None:
+    from restmcts.store import RunFolder
+
+    if stages:
+        with RunFolder(out) as folder:
+            for stage in stages:
+                progress.say(f"set aside: {', '.join(folder.redo(stage))}")
 
 
 def _progress(quiet: bool) -> Any:

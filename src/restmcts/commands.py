@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from restmcts.errors import ConfigError, StoreError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all
 from restmcts.job import Job, Kind, OpenOnDemand, models_and_files, take_up_again
 from restmcts.loop import ModelTools
+from restmcts.search import SearchSettings
 from restmcts.seeds import derive_seed
 from restmcts.stages import LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.store import RunFolder, StageFolder, read_jsonl
@@ -58,7 +59,7 @@ def print_solution(tree: Tree) -> None:
 
 def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     """Search every problem; OUT/trees.jsonl grows tree by tree."""
-    problems = _problems(config, need_answer=False)
+    problems = problems_of(config, need_answer=False)
 
     def work(stage: StageFolder, job: Job) -> dict[str, Any]:
         account = job.account(stage)
@@ -88,7 +89,7 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
         config, out, progress, work, settings=_asked(config), inputs={"problems": config.problems, **_models(config)}
     )
     print(f"{metrics['problems']} trees, {metrics['answered']} with an answer: {out / TREES}")
-    _say_owed(metrics)
+    say_owed(metrics)
 
 
 def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Progress) -> None:
@@ -185,7 +186,7 @@ def train_model(kind: Kind, config: RunConfig, rows: Path, base: str, out: Path,
 
 def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     """Measure greedy answers and search on problems with known answers."""
-    problems = _problems(config, need_answer=True)[: config.evaluate.limit]
+    problems = problems_of(config, need_answer=True)[: config.evaluate.limit]
     methods = list(config.evaluate.methods)
     if "search" in methods and config.value is None and config.policy != SCRIPTED:
         methods.remove("search")
@@ -195,31 +196,46 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
         job = Job(config, folder, grader, progress, ModelTools(config, progress.say))
         for mode in methods:
             search = greedy(config.evaluate.search) if mode == "greedy" else config.evaluate.search
-            settings = {**_asked(config), "search": search.model_dump(mode="json")}
-            named, files = models_and_files({"problems": config.problems, **_models(config)})
-            with folder.stage(mode, settings={**settings, **named}, inputs=files) as stage:
-                take_up_again(stage, config.stage_budget.budget())
-                if not stage.done:
-                    account = job.account(stage)
-                    result = evaluate(
-                        problems,
-                        search.method,
-                        search,
-                        engines(),
-                        grader=grader,
-                        seed=config.seed,
-                        concurrency=config.engine.concurrency,
-                        folder=stage.path,
-                        on_tree=job.watch(stage, len(problems), account),
-                        account=account,
-                    )
-                    facts = {"engine": engines().kind, "speed": account.speed()}
-                    stage.finish({**result.summary(), **facts})
-                    progress.finish()
-                assert stage.manifest is not None
-                print(_accuracy_line(mode, stage.manifest.metrics))
-                _say_owed(stage.manifest.metrics)
+            metrics = measure(job, mode, problems, search, engines, settings=_asked(config), inputs=_models(config))
+            print(_accuracy_line(mode, metrics))
+            say_owed(metrics)
     print(f"rows and trees: {out}")
+
+
+def measure(
+    job: Job,
+    name: str,
+    problems: Sequence[Problem],
+    search: SearchSettings,
+    engines: OpenOnDemand,
+    *,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str | Path | None],
+) -> dict[str, Any]:
+    """Do stage `name`, which answers problems and scores the answers, or find it done; returns its metrics."""
+    config = job.config
+    named, files = models_and_files({"problems": config.problems, **inputs})
+    settings = {**settings, "search": search.model_dump(mode="json"), **named}
+    with job.folder.stage(name, settings=settings, inputs=files) as stage:
+        take_up_again(stage, config.stage_budget.budget())
+        if not stage.done:
+            account = job.account(stage)
+            result = evaluate(
+                problems,
+                search.method,
+                search,
+                engines(),
+                grader=job.grader,
+                seed=config.seed,
+                concurrency=config.engine.concurrency,
+                folder=stage.path,
+                on_tree=job.watch(stage, len(problems), account),
+                account=account,
+            )
+            stage.finish({**result.summary(), "engine": engines().kind, "speed": account.speed()})
+            job.progress.finish()
+        assert stage.manifest is not None
+        return stage.manifest.metrics
 
 
 def write_generated(name: str, out: Path, **options: int) -> None:
@@ -280,7 +296,8 @@ def _stage(
             return stage.finish(work(stage, Job(config, folder, grader, progress, tools))).metrics
 
 
-def _problems(config: RunConfig, *, need_answer: bool) -> list[Problem]:
+def problems_of(config: RunConfig, *, need_answer: bool) -> list[Problem]:
+    """The questions of the settings. Raises ConfigError where there are none."""
     if config.problems is None:
         raise ConfigError("no problems; give --problems: a file or a hub data set")
     return load_problems(
@@ -306,7 +323,8 @@ def _file(path: Path, name: str) -> Path:
     return path
 
 
-def _say_owed(metrics: Mapping[str, Any]) -> None:
+def say_owed(metrics: Mapping[str, Any]) -> None:
+    """Say what the stage's budget left undone, if anything."""
     if metrics.get("owed"):
         print(f"stage_budget is spent: {metrics['owed']} questions are owed; raise it and run the same command again")
 

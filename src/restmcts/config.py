@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -106,6 +106,33 @@ class EvaluateSettings(Settings):
     search: SearchSettings = Field(default_factory=SearchSettings, description="unset: as search")
 
 
+class CompareSettings(Settings):
+    """`restmcts compare`: arms × budgets × seeds on one set of questions."""
+
+    methods: tuple[str, ...] | None = Field(
+        default=None,
+        description="arms to compare, in this order: names in arms, search methods, or their variants; unset: all of "
+        "arms, or where there are none, sample, best_of_n, weighted_vote, mcts_star",
+    )
+    arms: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="arms with settings of their own over `search`, e.g. {no_rollout: {method: mcts_star, "
+        "rollout_steps: 0}}; method: by default what the arm is called",
+    )
+    budgets: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(1, 2, 4, 8, 16), min_length=1, description="most tokens that the policy may generate for a question"
+    )
+    unit: Literal["answers", "tokens"] = Field(
+        default="answers",
+        description="what budgets count: answers, the mean tokens of a greedy answer to these questions; or tokens",
+    )
+    seeds: int = Field(default=3, ge=1, description="how often every question is answered, with seeds from `seed` on")
+    baseline: str | None = Field(
+        default=None, description="the arm, or greedy, that the others are tested against; unset: all pairs"
+    )
+    trees: bool = Field(default=False, description="keep the search trees too")
+
+
 class StageBudget(Settings):
     """Hard limits for each stage that searches, evaluations included; it ends with what was found when one is reached.
 
@@ -158,6 +185,7 @@ class RunConfig(Settings):
     value_training: ValueTraining = Field(default_factory=ValueTraining)
     warm_start: WarmStart = Field(default_factory=WarmStart)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    compare: CompareSettings = Field(default_factory=CompareSettings)
 
     @model_validator(mode="before")
     @classmethod

@@ -313,9 +313,10 @@ class LiveGrader:
             for future in self._futures:
                 future.result()
 
-    def add(self, tree: Tree) -> None:
-        if self._on_tree is not None:
-            self._futures.append(self._pool.submit(self._grade, tree, self._on_tree))
+    def add(self, tree: Tree, on_tree: OnTree | None = None) -> None:
+        """Have a tree graded, and `on_tree` called, by default the one for all trees."""
+        if (told := on_tree or self._on_tree) is not None:
+            self._futures.append(self._pool.submit(self._grade, tree, told))
             while self._futures and (self._futures[0].done() or len(self._futures) > _BACKLOG):
                 self._futures.popleft().result()
 

@@ -77,6 +77,19 @@ def bootstrap_mean(
     return Interval(float(low), float(high))
 
 
+def share(right: Sequence[bool], clusters: Sequence[Hashable]) -> tuple[float, Interval | None]:
+    """The share of right answers and its 95 % interval; `clusters[i]` names the question of answer i.
+
+    Where all answers agree there is nothing to draw differently, and a bootstrap would claim to be sure: the interval
+    is then Wilson's, each question counted once. Raises ValueError without answers.
+    """
+    hits, n = sum(right), len(right)
+    if 0 < hits < n:
+        return hits / n, bootstrap_mean(np.asarray(right, dtype=np.float64), clusters)
+    different = len(set(clusters))
+    return hits / n, wilson(min(hits, different), different)
+
+
 def sign_test(wins: int, losses: int) -> float | None:
     """Exact two-sided p of `wins` against `losses` under even odds (McNemar's exact test on discordant pairs).
 
@@ -92,6 +105,20 @@ def sign_test(wins: int, losses: int) -> float | None:
         tail += term
         term = term * (n - k) // (k + 1)
     return min(1.0, 2 * tail / (1 << n))
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p-values of a family of tests, adjusted so that the chance of any false alarm among them is held (Holm 1979).
+
+    A test without a p-value (None) found no difference at all: it counts in the family, and stays without.
+    """
+    order = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    adjusted: list[float | None] = [None] * len(p)
+    largest = 0.0
+    for rank, (value, i) in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * value))
+        adjusted[i] = largest
+    return adjusted
 
 
 @dataclass(frozen=True, slots=True)

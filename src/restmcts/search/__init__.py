@@ -9,7 +9,7 @@ A method yields requests and is sent replies; `drive` connects it to engines, a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -54,11 +54,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 """methods under the names that studies use: settings that make of a method what the name says"""
 
 
-def get_search(name: str) -> Method:
-    """The method of that name. Raises ConfigError with the nearest name when there is none."""
+def get_search(name: str, among: Sequence[str] = ()) -> Method:
+    """The method of that name. Raises ConfigError with the nearest name, of `among` where given, when there is none."""
     if name not in SEARCHES:
-        near = get_close_matches(name, SEARCHES, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(SEARCHES)}"
+        known = among or tuple(SEARCHES)
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
         raise ConfigError(f"unknown search method {name!r}; {hint}")
     return SEARCHES[name]
 
