@@ -1,4 +1,4 @@
-"""Public process reward models, random and tiny: every value is that of the right token, read as their makers read it."""
+"""Public process reward models, random and tiny: each value is that of the right token, as their makers read it."""
 
 from __future__ import annotations
 
@@ -152,9 +152,7 @@ def test_a_neighbouring_token_says_something_else(style: str, folder: Path) -> N
         assert all(abs(a - b) > 1e-4 for a, b in zip(others, expected, strict=False))
 
 
-def test_all_steps_of_a_path_cost_one_forward_pass(
-    style: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_steps_of_a_path_cost_one_forward_pass(style: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computed = []
     states = Rows.states
     monkeypatch.setattr(
@@ -217,9 +215,7 @@ def test_other_weights_than_the_family_has_are_refused(tmp_path: Path, tiny_mode
     asyncio.run(engine.close())
 
 
-def test_a_public_model_guides_a_search_and_is_not_trained(
-    style: str, folder: Path, tmp_path: Path
-) -> None:
+def test_a_public_model_guides_a_search_and_is_not_trained(style: str, folder: Path, tmp_path: Path) -> None:
     engines = Engines(load_scripted()[0], load_value(named(style, folder), PromptSettings(), SETTINGS))
     tree = solve(Problem("q", "What is 2 + 3 * 4?"), engines, SearchSettings(iterations=4, threshold=2), seed=1)
     asyncio.run(engines.close())

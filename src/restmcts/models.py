@@ -129,7 +129,9 @@ def load_as(kind: Any, spec: str | Path, *, dtype: torch.dtype | str = "auto", d
     quiet_transformers()
     model, found = _load(spec, kind.from_pretrained, dtype=dtype, use_safetensors=True, output_loading_info=True)
     if missing := sorted(found["missing_keys"]):
-        raise EngineError(f"{str(spec)!r} is no {kind.__name__}: its weights lack {missing[0]}; check which model it is")
+        raise EngineError(
+            f"{str(spec)!r} is no {kind.__name__}: its weights lack {missing[0]}; check which model it is"
+        )
     return model.to(device).eval()
 
 

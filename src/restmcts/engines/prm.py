@@ -169,7 +169,9 @@ def load_prm(style: str, name: str, *, separator: str, dtype: torch.dtype, devic
         model = models.load_as(StepClassifier, name, dtype=dtype, device=device)
         if len(tokenizer.encode(QWEN_TAG, add_special_tokens=False)) != 1:
             raise EngineError(f"{name!r} does not know the token {QWEN_TAG}; it is no process reward model of Qwen's")
-        return Prm(model, PrmEncoder(tokenizer, partial(lay_out_qwen, tokenizer), special=False), read_second_class(model))
+        return Prm(
+            model, PrmEncoder(tokenizer, partial(lay_out_qwen, tokenizer), special=False), read_second_class(model)
+        )
     if style == "trl":
         model = models.load_token_classifier(name, labels=2, dtype=dtype, device=device)
         encoder = PrmEncoder(tokenizer, partial(lay_out_trl, separator), special=True)
