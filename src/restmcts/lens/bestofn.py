@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from restmcts.metrics import Floats, bootstrap_mean
+from restmcts.metrics import Floats, Interval, bootstrap_mean, wilson
 from restmcts.seeds import derive_seed
 from restmcts.tasks import Task
 from restmcts.types import Tree
@@ -31,7 +31,7 @@ OF_STEPS: dict[str, Callable[[Sequence[float]], float]] = {
 RULES = ("majority", *(f"{how} {of}" for how in ("best", "vote") for of in OF_STEPS), "any")
 MOST = 256
 _DRAWS = 100
-_LEAST = 1e-12
+_LEAST = 1e-6
 """what a sample of value 0 counts in a vote: it is still an answer"""
 
 
@@ -85,59 +85,65 @@ def sizes(pools: Sequence[Pool], most: int = MOST) -> list[int]:
 
 def expected(samples: Pool, numbers: Sequence[int], seed: int = 0) -> dict[str, list[float]]:
     """The chance of a right answer by each of `RULES` for each N; a pool with fewer samples gives all it has."""
-    found: dict[str, list[float]] = {rule: [] for rule in RULES}
+    drawn = [min(number, len(samples)) for number in numbers]
     rng = np.random.default_rng(derive_seed(seed, samples.id))
     orders = np.argsort(rng.random((_DRAWS, len(samples))), axis=1)
-    for number in numbers:
-        n = min(number, len(samples))
-        drawn = orders[: 1 if n == len(samples) else None, :n]
-        for rule in RULES:
-            how, _, of = rule.partition(" ")
-            if how == "any":
-                chance = best_of(samples.right.astype(np.float64), samples.right, samples.key >= 0, n)
-            elif how == "best":
-                chance = best_of(samples.values[of], samples.right, samples.key >= 0, n)
-            else:
-                weights = samples.values[of] if of else np.ones(len(samples))
-                chance = _vote(samples, np.maximum(weights, _LEAST), drawn)
-            found[rule].append(chance)
+    found: dict[str, list[float]] = {}
+    for rule in RULES:
+        how, _, of = rule.partition(" ")
+        if how in ("any", "best"):
+            value = samples.values[of] if of else samples.right.astype(np.float64)
+            found[rule] = best_of(value, samples.right, samples.key >= 0, drawn)
+        else:
+            found[rule] = _votes(samples, samples.values[of] if of else np.ones(len(samples)), orders, drawn)
     return found
 
 
-def best_of(value: Floats, right: NDArray[np.bool_], answered: NDArray[np.bool_], n: int) -> float:
-    """The chance that the highest-valued of `n` samples, drawn without replacement, is right; ties fall evenly.
+def best_of(value: Floats, right: NDArray[np.bool_], answered: NDArray[np.bool_], drawn: Sequence[int]) -> list[float]:
+    """The chance that the highest-valued of n samples, drawn without replacement, is right, for each n of `drawn`.
 
     With k samples above a value and g at it, of M, one of the g is the best of n in C(M−k, n) − C(M−k−g, n) of the
-    C(M, n) draws. A sample without an answer is chosen only where there is none with one, and is wrong.
+    C(M, n) draws; ties fall evenly. A sample without an answer is chosen only where there is none with one, and is
+    wrong.
     """
-    total, left, chance = len(value), len(value), 0.0
-    for level in np.unique(value[answered])[::-1]:
-        at = answered & (value == level)
-        ties = int(at.sum())
-        share = (math.comb(left, n) - math.comb(left - ties, n)) / math.comb(total, n)
-        chance += share * float(right[at].mean())
-        left -= ties
-    return chance
+    levels, at, ties = np.unique(-value[answered], return_inverse=True, return_counts=True)
+    share = np.bincount(at.reshape(-1), right[answered], minlength=len(levels)) / ties
+    left = len(value) - np.concatenate([[0], np.cumsum(ties)])
+    factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, len(value) + 1)))])  # logarithms
+    chances = []
+    for n in drawn:
+        missed = np.zeros(len(left))  # how probably all of the n are among those `left`
+        enough = left >= n
+        ways = factorial[left[enough]] - factorial[left[enough] - n] - factorial[-1] + factorial[len(value) - n]
+        missed[enough] = np.exp(ways)
+        chances.append(float((missed[:-1] - missed[1:]) @ share))
+    return chances
 
 
-def _vote(samples: Pool, weights: Floats, drawn: NDArray[np.int64]) -> float:
-    """How often the answer with the most weight is right; answers that tie share the win."""
+def _votes(samples: Pool, value: Floats, orders: NDArray[np.int64], drawn: Sequence[int]) -> list[float]:
+    """How often the answer with the most weight is right, among the first n of each order; answers that tie share."""
     answers = int(samples.key.max(initial=-1)) + 1
     if not answers:
-        return 0.0
+        return [0.0] * len(drawn)
     right = np.zeros(answers)
     right[samples.key[samples.right]] = 1.0
-    rows = np.arange(len(drawn))[:, None] * (answers + 1)
-    cells = (rows + samples.key[drawn] + 1).ravel()  # the first column is for those without an answer
-    sums = np.bincount(cells, weights[drawn].ravel(), minlength=len(drawn) * (answers + 1))
-    votes = sums.reshape(len(drawn), -1)[:, 1:].round(9)
-    most = votes.max(axis=1, keepdims=True)
-    wins = (votes == most) & (most > 0)
-    return float(((wins @ right) / np.maximum(wins.sum(axis=1), 1)).mean())
+    weights = np.maximum(value, _LEAST)
+    rows = np.arange(len(orders))[:, None] * (answers + 1)  # the first column is for those without an answer
+    votes = np.zeros(len(orders) * (answers + 1))
+    chances, counted = [], 0
+    for n in drawn:
+        new = orders[:, counted:n]
+        votes += np.bincount((rows + samples.key[new] + 1).ravel(), weights[new].ravel(), minlength=len(votes))
+        counted = n
+        held = votes.reshape(len(orders), -1)[:, 1:].round(9)
+        most = held.max(axis=1, keepdims=True)
+        wins = (held == most) & (most > 0)
+        chances.append(float(((wins @ right) / np.maximum(wins.sum(axis=1), 1)).mean()))
+    return chances
 
 
 def table(pools: Sequence[Pool], seed: int = 0) -> dict[str, Any]:
-    """Accuracy over all questions by rule and N, with 95 % bootstrap intervals over questions, JSON-ready.
+    """Accuracy over all questions by rule and N, with 95 % intervals over questions, JSON-ready.
 
     `rows` holds what each question contributes.
     """
@@ -148,7 +154,7 @@ def table(pools: Sequence[Pool], seed: int = 0) -> dict[str, Any]:
     for rule in RULES:
         columns = [[by_question[name][rule][i] for name in ids] for i in range(len(numbers))]
         rules[rule] = [
-            {"n": n, "accuracy": float(np.mean(column)), "interval": bootstrap_mean(column, ids, resamples=2000)}
+            {"n": n, "accuracy": float(np.mean(column)), "interval": _interval(column, ids)}
             for n, column in zip(numbers, columns, strict=True)
         ]
     return {
@@ -158,3 +164,9 @@ def table(pools: Sequence[Pool], seed: int = 0) -> dict[str, Any]:
         "rules": rules,
         "rows": [{"id": name, **found} for name, found in by_question.items()],
     }
+
+
+def _interval(chances: Sequence[float], ids: Sequence[str]) -> Interval | None:
+    """Over questions; where all are answered alike there is nothing to draw differently, and Wilson's is given."""
+    mean = math.fsum(chances) / len(chances)
+    return bootstrap_mean(chances, ids, resamples=2000) if 0 < mean < 1 else wilson(round(mean * len(ids)), len(ids))

@@ -11,6 +11,7 @@ very step, and on those without, where there must be none. A step's score is rea
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -128,7 +129,7 @@ class F1:
     f1: float | None
     """None unless there are solutions of both kinds"""
     interval: Interval | None
-    """95 % bootstrap over solutions, the threshold held"""
+    """95 %, of the two shares' Jeffreys posteriors, the threshold held"""
 
 
 def measure(
@@ -186,11 +187,13 @@ def _thresholds(
         best = best_threshold([sample for sample in samples if sample.subset == threshold], scores)
         return best, best
     try:
-        return float(threshold), float(threshold)
+        given = float(threshold)
     except ValueError:
-        raise ConfigError(
-            f"--threshold {threshold!r} is neither a number nor a subset ({', '.join(subsets)}) nor {HALVES!r}"
-        ) from None
+        given = math.nan
+    if not math.isfinite(given):
+        known = ", ".join(subsets)
+        raise ConfigError(f"--threshold {threshold!r} is neither a number nor a subset ({known}) nor {HALVES!r}")
+    return given, given
 
 
 def best_threshold(samples: Sequence[Sample], scores: Mapping[str, list[float] | None]) -> float:
@@ -225,19 +228,19 @@ def _below(numbers: Sequence[float], thresholds: Floats) -> Floats:
 
 
 def _harmonic(a: Floats, b: Floats) -> Floats:
-    return 2 * a * b / np.maximum(a + b, 1e-300)
+    mean: Floats = 2 * a * b / np.maximum(a + b, 1e-300)
+    return mean
 
 
 def _f1(wrong: Sequence[bool], right: Sequence[bool]) -> tuple[F1, Floats | None]:
-    """F1 with its interval, and what it is in bootstrap draws; a resampled share of hits is binomial."""
+    """F1 with its interval, and draws of it: of the two shares, each by its hits and misses (Jeffreys prior)."""
     if not wrong or not right:
-        shares = [sum(hits) / len(hits) if hits else None for hits in (wrong, right)]
-        return F1(len(wrong) + len(right), *shares, None, None), None
+        known, other = (sum(hits) / len(hits) if hits else None for hits in (wrong, right))
+        return F1(len(wrong) + len(right), known, other, None, None), None
     a, b = sum(wrong) / len(wrong), sum(right) / len(right)
     rng = np.random.default_rng(0)
-    drawn = _harmonic(
-        rng.binomial(len(wrong), a, RESAMPLES) / len(wrong), rng.binomial(len(right), b, RESAMPLES) / len(right)
-    )
+    shares = [rng.beta(sum(hits) + 0.5, len(hits) - sum(hits) + 0.5, RESAMPLES) for hits in (wrong, right)]
+    drawn = _harmonic(*shares)
     f1 = float(_harmonic(np.array(a), np.array(b)))
     return F1(len(wrong) + len(right), a, b, f1, _interval(drawn)), drawn
 
