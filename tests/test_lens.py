@@ -229,17 +229,27 @@ def test_a_threshold_chosen_on_one_subset_holds_for_all():
             measure([*one, *two], values | more, "value", wrong)
 
 
+def labels_of_the_paper(steps: int, wrong: int) -> list[float]:
+    """v after each of `steps`, those from `wrong` on wrong (Eqs. 1 and 2; they keep the m of the last right one)."""
+    values, v = [], 0.0
+    for k in range(steps):
+        gain = (1 - v) / (steps - min(k, wrong) + (k >= wrong))
+        v = max(0.0, v - gain if k >= wrong else v + gain)
+        values.append(v)
+    return values
+
+
 def test_perfect_values_after_the_paper_are_seen_by_gain_and_not_by_value():
-    """v_k = k/K on the right way and falling at the first wrong step (Eqs. 1 and 2)."""
+    assert labels_of_the_paper(4, 4) == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert labels_of_the_paper(4, 3) == pytest.approx([0.25, 0.5, 0.75, 0.625])
     given = samples(0, 1, 2, 3, -1, -1, -1, -1, steps=4) + samples(0, 1, -1, -1, steps=2, subset="short")
     values: dict[str, list[float | None]] = {}
     for sample in given:
-        total = len(sample.steps)
-        wrong = sample.label if sample.label >= 0 else total
-        values[sample.id] = [None, *(0.0 if k >= wrong else (k + 1) / total for k in range(total))]
+        wrong = sample.label if sample.label >= 0 else len(sample.steps)
+        values[sample.id] = [None, *labels_of_the_paper(len(sample.steps), wrong)]
     found, rows = on_processbench(given, values, "s")
     assert found["gain"]["chosen"]["average"] == 1.0
-    assert found["value"]["chosen"]["average"] < 0.6
+    assert found["value"]["chosen"]["average"] < 0.7
     assert found["gain"]["usual"]["subsets"]["s"]["wrong"] == 0.75, "a first step that is wrong has nothing to lower"
     assert [row["predicted by gain"] for row in rows] == [row["label"] for row in rows]
     assert all(row["values"] == values[row["id"]][1:] for row in rows)

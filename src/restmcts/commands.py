@@ -18,7 +18,7 @@ from restmcts.errors import ConfigError, StoreError, TaskError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all
 from restmcts.job import Job, Kind, OpenOnDemand, models_and_files, take_up_again
 from restmcts.lens.measure import score_and_measure
-from restmcts.lens.processbench import load_samples
+from restmcts.lens.processbench import check_threshold, load_samples
 from restmcts.lens.show import tables
 from restmcts.loop import ModelTools
 from restmcts.seeds import derive_seed
@@ -202,6 +202,8 @@ def evaluate_value(
         raise ConfigError("nothing to evaluate on; give --processbench, or --trees with stored trees, or both")
     stored = None if trees is None else _file(trees, TREES)
     samples = load_samples(bench, limit=config.limit, seed=config.seed) if bench else []
+    if samples:
+        check_threshold(samples, threshold)
     given = {} if stored is None else _answered(read_trees(stored)[: config.limit], stored)
     sources = {"trees": stored, **{f"processbench {i}": source for i, source in enumerate(bench, start=1)}}
     with Grader() as grader, progress:

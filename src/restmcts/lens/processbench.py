@@ -175,25 +175,30 @@ def _half(sample: Sample) -> int:
     return derive_seed("processbench", sample.id) % 2
 
 
+def check_threshold(samples: Sequence[Sample], threshold: str) -> None:
+    """Raise ConfigError unless `threshold` is a number, a subset of the samples, or `halves`."""
+    subsets = dict.fromkeys(sample.subset for sample in samples)
+    try:
+        known = threshold == HALVES or threshold in subsets or math.isfinite(float(threshold))
+    except ValueError:
+        known = False
+    if not known:
+        raise ConfigError(
+            f"--threshold {threshold!r} is neither a number nor a subset ({', '.join(subsets)}) nor {HALVES!r}"
+        )
+
+
 def _thresholds(
     samples: Sequence[Sample], scores: Mapping[str, list[float] | None], threshold: str
 ) -> tuple[float, float]:
     """The threshold for each half of the samples."""
+    check_threshold(samples, threshold)
     if threshold == HALVES:
         halves = [[sample for sample in samples if _half(sample) == half] for half in (0, 1)]
         return best_threshold(halves[1], scores), best_threshold(halves[0], scores)
-    subsets = dict.fromkeys(sample.subset for sample in samples)
-    if threshold in subsets:
-        best = best_threshold([sample for sample in samples if sample.subset == threshold], scores)
-        return best, best
-    try:
-        given = float(threshold)
-    except ValueError:
-        given = math.nan
-    if not math.isfinite(given):
-        known = ", ".join(subsets)
-        raise ConfigError(f"--threshold {threshold!r} is neither a number nor a subset ({known}) nor {HALVES!r}")
-    return given, given
+    tuned = [sample for sample in samples if sample.subset == threshold]
+    best = best_threshold(tuned, scores) if tuned else float(threshold)
+    return best, best
 
 
 def best_threshold(samples: Sequence[Sample], scores: Mapping[str, list[float] | None]) -> float:
