@@ -21,7 +21,7 @@ LAYERS = [
     ["tasks", "search", "rewards", "engines", "models"],
     ["rows", "worked", "account", "drive", "datasets", "train"],
     ["config", "evaluate", "results", "report"],
-    ["job", "data", "stages", "loop"],
+    ["job", "data", "stages", "loop", "lens"],
     ["api", "commands", "cli", "__main__", "__init__"],
 ]
 FORBIDDEN = {
@@ -94,7 +94,22 @@ def test_the_package_loads_at_once_and_loads_nothing_heavy():
         ["types", "errors", "settings", "seeds", "files", "lock", "store", "encoding", "metrics", "tables", "shell"],
         ["tasks", "tasks.load", "tasks.grade", "search", "rewards", "engines", "engines.settings", "engines.scripted"],
         ["drive", "datasets", "train", "train.settings"],
-        ["config", "evaluate", "results", "report", "job", "data", "stages", "loop", "api", "commands", "cli"],
+        [
+            "config",
+            "evaluate",
+            "results",
+            "report",
+            "job",
+            "data",
+            "stages",
+            "loop",
+            "lens",
+            "lens.measure",
+            "lens.show",
+            "api",
+            "commands",
+            "cli",
+        ],
     ],
     ids=" ".join,
 )
