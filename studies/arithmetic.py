@@ -43,7 +43,7 @@ def _written(total: int, left: list[tuple[str, int]]) -> str:
 
 
 def write_model(folder: Path, seed: int, *, width: int = 64, layers: int = 2) -> Path:
-    """A causal language model with random weights and a tokenizer that knows numbers below MODULUS, signs and "Answer: "."""
+    """A causal language model with random weights; its tokenizer knows numbers below MODULUS, signs and "Answer: "."""
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

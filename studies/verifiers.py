@@ -344,7 +344,7 @@ def chosen(keys: Sequence[str | None], right: Sequence[bool], weights: Sequence[
 
 
 def answers(seeds: Sequence[Sequence[Question]], name: str, n: int) -> tuple[list[bool], list[str]]:
-    """Right or wrong, and the question, for every n solutions of the pools: disjoint groups, each question a cluster."""
+    """Right or wrong, and the question, for every n solutions of the pools: disjoint groups, clustered by question."""
     rights: list[bool] = []
     asked: list[str] = []
     vote, verifier = name.startswith("SC"), name.removeprefix("SC").removeprefix(" + ")

@@ -11,7 +11,7 @@ import pytest
 
 from restmcts import loop
 from restmcts.config import RunConfig, load_config
-from restmcts.errors import ConfigError, TaskError
+from restmcts.errors import ConfigError, FixedModelError, TaskError
 from restmcts.report import report
 from restmcts.results import load_run
 from restmcts.store import read_jsonl, write_jsonl
@@ -278,6 +278,30 @@ def test_a_trained_value_model_is_used_as_it_is(tmp_path: Path):
     (tmp_path / "value" / "skill.json").write_text("0.5", encoding="utf-8")
     loop.run(config(tmp_path, warm=False, rounds=1, value=str(tmp_path / "value")), tools=AdderTools())
     assert not any(stage.startswith("round-0") for stage in stages_of(tmp_path / "run"))
+
+
+class FixedTools(AdderTools):
+    """With a value model that is not trained."""
+
+    def train(self, kind: str, rows: Any, *, base: str | Path, out: Path, **more: Any) -> Any:
+        if kind == "value":
+            raise FixedModelError("a public model")
+        return super().train(kind, rows, base=base, out=out, **more)
+
+    def is_value_model(self, spec: str | Path) -> bool:
+        return True
+
+
+def test_a_value_model_that_is_not_trained_serves_all_rounds(tmp_path: Path):
+    tools = FixedTools()
+    loop.run(config(tmp_path, value="rlhflow:someone/prm"), tools=tools)
+    for stage in ("round-0", "round-1", "round-2"):
+        manifest = json.loads((tmp_path / "run" / stage / "value" / "manifest.json").read_text(encoding="utf-8"))
+        assert manifest["metrics"]["kept"]
+        assert manifest["settings"]["base"] == "rlhflow:someone/prm"
+    searched = json.loads((tmp_path / "run" / "round-2" / "search" / "manifest.json").read_text(encoding="utf-8"))
+    assert searched["settings"]["value"] == "rlhflow:someone/prm"
+    assert "train policy" in tools.calls
 
 
 def test_without_held_out_questions_nothing_is_measured(tmp_path: Path):

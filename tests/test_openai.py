@@ -264,6 +264,32 @@ def test_a_score_is_read_strictly(said: str, score: float | None) -> None:
     assert read_score(said) == score
 
 
+def test_a_judge_scores_what_is_given_without_a_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"id": f"gsm8k-{i}", "problem": "What is 3 + 4?", "steps": ["3 + 4 = 7", f"7 + {i} = {7 + i}"], "label": i - 1}
+        for i in range(2)
+    ]
+    Path("bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with FakeServer(judge=lambda question: "9" if "7 + " in question else "4") as fake:
+        words = [
+            "evaluate",
+            "value",
+            "--value",
+            f"judge:{fake.model}",
+            "--processbench",
+            "bench.jsonl",
+            "--out",
+            "lens",
+        ]
+        words += ["-q", "--set", f"engine.server.base_url={fake.url}"]
+        assert guarded(cli._dispatch, words) == 0, capsys.readouterr()
+    kept = [json.loads(line)["values"] for line in Path("lens/values/processbench.jsonl").read_text().splitlines()]
+    assert kept == [[None, 0.4, 0.9]] * 2
+
+
 def test_a_judge_without_a_score_has_failed() -> None:
     score = Score(PROBLEM, (PATH, PATH))
     with FakeServer(judge=lambda question: "It looks quite right to me.") as fake:

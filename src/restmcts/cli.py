@@ -29,6 +29,8 @@ app = typer.Typer(
 )
 train = typer.Typer(help="Train one of the two models on rows that `restmcts label` wrote.")
 app.add_typer(train, name="train")
+evaluation = typer.Typer(invoke_without_command=True)
+app.add_typer(evaluation, name="evaluate")
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings")]
 Preset = Annotated[str | None, typer.Option(help="built-in settings to start from, e.g. demo")]
@@ -261,9 +263,12 @@ def train_value(
     train_model("value", _settings(config, preset, overrides, seed=seed), rows, base, out, _progress(quiet))
 
 
-@app.command()
+@evaluation.callback()
 def evaluate(
-    out: Out,
+    context: typer.Context,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the results; run the same command again to resume")
+    ] = None,
     policy: Policy = None,
     value: Value = None,
     problems: Problems = None,
@@ -273,11 +278,52 @@ def evaluate(
     seed: Seed = None,
     quiet: Quiet = False,
 ) -> None:
-    """Answer problems with known answers, greedily and by search; shows accuracy with interval, and cost."""
+    """Answer problems with known answers, greedily and by search; shows accuracy with interval, and cost.
+
+    `restmcts evaluate value` evaluates a value model alone.
+    """
     from restmcts.commands import evaluate_problems
 
+    if context.invoked_subcommand is not None:
+        if any(context.params.values()):
+            context.fail(f"options belong after {context.invoked_subcommand!r}")
+        return
+    if out is None:
+        context.fail("Missing option '--out'")
     settings = _settings(config, preset, overrides, policy=policy, value=value, problems=problems, seed=seed)
     evaluate_problems(settings, out, _progress(quiet))
+
+
+@evaluation.command(name="value")
+def evaluate_value(
+    out: Out,
+    value: Value = None,
+    processbench: Annotated[
+        list[str] | None,
+        typer.Option(help="file with problem, steps and label; or processbench, processbench@gsm8k (from the hub)"),
+    ] = None,
+    trees: Annotated[
+        Path | None, typer.Option(help="trees.jsonl of a search, or its folder; of the method `sample` for Best-of-N")
+    ] = None,
+    threshold: Annotated[
+        str,
+        typer.Option(help="of ProcessBench: a number, the subset to choose it on, or halves: each half by the other"),
+    ] = "halves",
+    config: Config = None,
+    preset: Preset = None,
+    overrides: Set = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a value model: on ProcessBench, and on stored trees with known answers.
+
+    Shows F1 on ProcessBench, Best-of-N and weighted votes over stored samples, error by depth, calibration, and how
+    siblings are ranked; writes them to OUT/evaluate-value.md and OUT/metrics.json.
+    """
+    from restmcts.commands import evaluate_value as run
+
+    settings = _settings(config, preset, overrides, value=value, seed=seed)
+    run(settings, processbench or [], trees, threshold, out, _progress(quiet))
 
 
 @app.command()

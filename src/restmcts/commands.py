@@ -15,9 +15,12 @@ from restmcts.console import Progress, number
 from restmcts.data import DATA_FILES
 from restmcts.engines import Engines
 from restmcts.engines.opening import SCRIPTED, Say, load_engines
-from restmcts.errors import ConfigError, StoreError
+from restmcts.errors import ConfigError, StoreError, TaskError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all
 from restmcts.job import Job, Kind, OpenOnDemand, models_and_files, take_up_again
+from restmcts.lens.measure import score_and_measure
+from restmcts.lens.processbench import check_threshold, load_samples
+from restmcts.lens.show import tables
 from restmcts.loop import ModelTools
 from restmcts.search import SearchSettings
 from restmcts.seeds import derive_seed
@@ -137,7 +140,7 @@ def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Prog
     print(f"{m['reached']} of {m['trees']} trees reached the right answer")
     if asks:
         print(f"{number(m['usage']['policy_tokens'])} tokens of completions: {out / TREES}")
-        _say_owed(m)
+        say_owed(m)
     print(f"{m['policy_rows']} rows for the policy: {out / POLICY_ROWS}")
     print(f"{m['value_rows']} rows for the value model: {out / VALUE_ROWS}")
 
@@ -238,6 +241,32 @@ def measure(
         return stage.manifest.metrics
 
 
+def evaluate_value(
+    config: RunConfig, bench: Sequence[str], trees: Path | None, threshold: str, out: Path, progress: Progress
+) -> None:
+    """Score ProcessBench's samples and stored trees with a value model, and show what its values are worth."""
+    from rich.console import Console
+
+    if config.value is None:
+        raise ConfigError("no value model; give --value: a checkpoint folder, a hub id, or rlhflow:NAME and the like")
+    if not bench and trees is None:
+        raise ConfigError("nothing to evaluate on; give --processbench, or --trees with stored trees, or both")
+    stored = None if trees is None else _file(trees, TREES)
+    samples = load_samples(bench, limit=config.limit, seed=config.seed) if bench else []
+    if samples:
+        check_threshold(samples, threshold)
+    given = {} if stored is None else _answered(read_trees(stored)[: config.limit], stored)
+    sources = {"trees": stored, **{f"processbench {i}": source for i, source in enumerate(bench, start=1)}}
+    with Grader() as grader, progress:
+        found = score_and_measure(
+            config, samples, given, sources, threshold=threshold, out=out, grader=grader, progress=progress
+        )
+    for table in tables(found):
+        table.show(Console())
+    say_owed(found, "samples and trees")
+    print(f"values, metrics and tables: {out}")
+
+
 def write_generated(name: str, out: Path, **options: int) -> None:
     """Write a built-in problem set as three files."""
     from restmcts.tasks.generate import generate
@@ -315,6 +344,16 @@ def _models(config: RunConfig) -> dict[str, str | Path | None]:
     return {"policy": config.policy, "value": config.value}
 
 
+def _answered(trees: Sequence[Tree], path: Path) -> dict[str, Tree]:
+    """The trees by the ids of their problems, whose answers must be known."""
+    for tree in trees:
+        if tree.problem.answer is None:
+            raise TaskError(
+                f"{path}: problem {tree.problem.id!r} has no answer, so its values cannot be judged: give it"
+            )
+    return {tree.problem.id: tree for tree in trees}
+
+
 def _file(path: Path, name: str) -> Path:
     """`path`, or the file `name` in it when it is a folder."""
     path = path / name if path.is_dir() else path
@@ -323,10 +362,10 @@ def _file(path: Path, name: str) -> Path:
     return path
 
 
-def say_owed(metrics: Mapping[str, Any]) -> None:
+def say_owed(metrics: Mapping[str, Any], what: str = "questions") -> None:
     """Say what the stage's budget left undone, if anything."""
     if metrics.get("owed"):
-        print(f"stage_budget is spent: {metrics['owed']} questions are owed; raise it and run the same command again")
+        print(f"stage_budget is spent: {metrics['owed']} {what} are owed; raise it and run the same command again")
 
 
 def _accuracy_line(mode: str, metrics: Mapping[str, Any]) -> str:

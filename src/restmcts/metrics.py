@@ -304,7 +304,47 @@ def value_quality(points: ValuePoints) -> dict[str, Any]:
         "ece": calibration_error(bins),
         "reliability": [asdict(b) for b in bins],
         "by_depth": _by_depth(points, p, leaves),
+        "curve": _curve(p, v, ranked, right),
+        "error_by_depth": _error_by_depth(points, p, v),
     }
+
+
+def _curve(predicted: Floats, value: Floats, ranked: list[int], right: list[bool]) -> list[dict[str, Any]]:
+    """Calibration at all nodes: the mean label, and the share of right steps, of those predicted alike."""
+    shares = {b.low: b.observed for b in reliability(predicted[ranked], np.asarray(right, dtype=np.float64))}
+    return [
+        {
+            "low": b.low,
+            "high": b.high,
+            "n": b.n,
+            "predicted": b.predicted,
+            "value": b.observed,
+            "right": shares.get(b.low),
+        }
+        for b in reliability(predicted, value)
+    ]
+
+
+def _error_by_depth(points: ValuePoints, predicted: Floats, value: Floats) -> list[dict[str, Any]]:
+    """Prediction against label at all nodes, depth by depth; `auc` is that of right steps against wrong ones there."""
+    depths = np.asarray(points.depth)
+    found = []
+    for depth in np.unique(depths):
+        rows = np.flatnonzero(depths == depth)
+        error = np.abs(predicted[rows] - value[rows])
+        known = [i for i in rows.tolist() if points.right[i] is not None]
+        found.append(
+            {
+                "depth": int(depth),
+                "n": len(rows),
+                "predicted": float(predicted[rows].mean()),
+                "value": float(value[rows].mean()),
+                "mae": float(error.mean()),
+                "within_0.1": float((error <= 0.1 + 1e-9).mean()),
+                "auc": auc(predicted[known], [bool(points.right[i]) for i in known]),
+            }
+        )
+    return found
 
 
 def _by_depth(points: ValuePoints, predicted: Floats, leaves: list[int]) -> list[dict[str, Any]]:

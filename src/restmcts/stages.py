@@ -27,6 +27,7 @@ from restmcts.datasets import (
     worked_value_rows,
     write_rows,
 )
+from restmcts.errors import FixedModelError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all, stored_trees
 from restmcts.job import Job, Kind, OpenOnDemand, release_memory
 from restmcts.results import WARM
@@ -264,8 +265,8 @@ def warm_rows(job: Job, data: Data) -> Path:
 def train(job: Job, kind: Kind, k: int, rows: Path, previous: str | Path) -> str | Path:
     """Train one of the models of round k on the rows in folder `rows`; returns where it is.
 
-    A round without a right trace teaches the policy nothing, one without labels nothing the value model: the model
-    then stays what it was, and the stage says so.
+    A round without a right trace teaches the policy nothing, one without labels nothing the value model, and a public
+    process reward model is not trained: the model then stays what it was, and the stage says so.
     """
     config = job.config
     source = config.warm_start if k == WARM else config
@@ -282,9 +283,13 @@ def train(job: Job, kind: Kind, k: int, rows: Path, previous: str | Path) -> str
             job.progress.say(f"round {k} found nothing to teach the {kind} model: it stays as it is")
             return {"rows": 0, "kept": True}
         seed = job.seed("round", k, kind)
-        metrics = job.tools.train(
-            kind, found, base=base, out=stage.path, settings=options, seed=seed, on_progress=job.on_step
-        )
+        try:
+            metrics = job.tools.train(
+                kind, found, base=base, out=stage.path, settings=options, seed=seed, on_progress=job.on_step
+            )
+        except FixedModelError:
+            job.progress.say(f"{base} is not trained: it stays the {kind} model of all rounds")
+            return {"rows": 0, "kept": True}
         release_memory()
         return {"rows": len(found), **metrics}
 

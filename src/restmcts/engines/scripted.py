@@ -146,6 +146,11 @@ def scripted_engines(*, latency: float = 0.0, order: int = 0) -> Engines:
     return Engines(*load_scripted(latency=latency, order=order))
 
 
+def load_value(*_: object) -> ScriptedValue:
+    """The value engine alone; there is nothing to choose."""
+    return load_scripted()[1]
+
+
 def load_engines(*_: object) -> Engines:
     """The pair, whatever models, prompt and settings are asked for (see `opening.ENGINES`)."""
     return scripted_engines()
