@@ -55,6 +55,7 @@ def test_commands_parse_and_their_settings_exist(command, tmp_path, monkeypatch)
     monkeypatch.setattr(cli, "_settings", stop)
     monkeypatch.setattr("restmcts.commands.write_generated", parsed)
     monkeypatch.setattr("restmcts.report.combine", parsed)
+    monkeypatch.setattr("restmcts.view.server.view", parsed)
     with pytest.raises(Parsed):
         cli._dispatch(shlex.split(command)[1:])
 
@@ -73,7 +74,7 @@ def test_commands_that_need_no_training_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command in commands(ROOT / "README.md"):
         words = on_the_scripted_engine(command)
-        if words[0] in ("run", "report", "train"):
+        if words[0] in ("run", "report", "train", "view"):
             continue
         code = cli._dispatch([*words, *(["--quiet"] if words[0] not in ("solve", "generate") else [])])
         assert code in (None, 0) or (words[0] == "solve" and code == 1), capsys.readouterr()

@@ -109,6 +109,20 @@ def test_all_ask_for_the_same_chains_and_few_are_the_first_of_many(seed):
     assert sum(few.copies[n] for n in range(1, len(few)) if few.parent[n] == 0) == 5
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_chains_that_a_budget_cut_off_go_on_where_they_were(seed):
+    class Sparing(Dice):
+        def __call__(self, request: Request) -> Reply:
+            reply = super().__call__(request)
+            return Proposals(reply.samples[:2]) if isinstance(reply, Proposals) else reply
+
+    def drawn(dice: Dice) -> dict[str, int]:
+        tree = play(SEARCHES["sample"](PROBLEM, SearchSettings(samples=9, max_depth=4), seed, TASK), dice)
+        return {path_text(tree.path(n)): tree.copies[n] for n in range(len(tree))}
+
+    assert drawn(Sparing()) == drawn(Dice())
+
+
 # ---------------------------------------------------------------- values of paths
 
 

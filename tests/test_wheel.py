@@ -56,6 +56,7 @@ def test_what_is_in_the_wheel(wheel):
         "restmcts/presets/demo.yaml",
         "restmcts/presets/paper.yaml",
         "restmcts/prompts/english.yaml",
+        *(f"restmcts/view/static/{file.name}" for file in (ROOT / "src/restmcts/view/static").iterdir()),
     } <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"restmcts"}

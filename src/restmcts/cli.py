@@ -117,6 +117,7 @@ def run(
 def report_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders; several are seeds of one run")],
     out: Annotated[Path | None, typer.Option(help="also write the report to this Markdown file")] = None,
+    html: Annotated[Path | None, typer.Option(help="also write it as one HTML file with plots and trees")] = None,
 ) -> None:
     """Show the tables of a finished run, or of several seeds of it together."""
     from rich.console import Console
@@ -124,6 +125,33 @@ def report_command(
     from restmcts.report import combine
 
     combine(runs, Console(), out)
+    if html is not None:
+        from restmcts.view.page import write_page
+
+        write_page(runs, html)
+        print(f"page: {html}")
+
+
+@app.command()
+def view(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run or of one stage, finished or not")],
+    host: Annotated[str, typer.Option(help="address to listen on; another than this machine's own needs a token")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int | None, typer.Option(help="default: the first free one from 8421 on")] = None,
+    browser: Annotated[bool, typer.Option(help="open it in the browser")] = True,
+) -> None:
+    """Look at a run in the browser: its numbers, its questions, its search trees; also while it is going."""
+    from restmcts.view.server import view as serve
+
+    def show(url: str) -> None:
+        print(f"{run}: {url}  (Ctrl-C ends it)", flush=True)
+        if browser:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    serve(run, host=host, port=port, show=show)
 
 
 # ---------------------------------------------------------------- one question
@@ -184,16 +212,19 @@ def search(
 def label(
     trees: Annotated[Path, typer.Argument(help="trees.jsonl of a search, or its folder")],
     out: Out,
+    policy: Annotated[
+        str | None, typer.Option(help="who completes the steps, for the rules math-shepherd and omega-prm")
+    ] = None,
     config: Config = None,
     preset: Preset = None,
     overrides: Set = None,
     seed: Seed = None,
     quiet: Quiet = False,
 ) -> None:
-    """Grade the answers of stored trees and infer process rewards; writes labels and training rows to OUT."""
+    """Grade the answers of stored trees and label their steps; writes labels and training rows to OUT."""
     from restmcts.commands import label_stored_trees
 
-    label_stored_trees(_settings(config, preset, overrides, seed=seed), trees, out, _progress(quiet))
+    label_stored_trees(_settings(config, preset, overrides, policy=policy, seed=seed), trees, out, _progress(quiet))
 
 
 @train.command(name="policy")

@@ -9,6 +9,7 @@ from typing import Any
 
 from restmcts import datasets
 from restmcts.api import solve
+from restmcts.completing import complete_trees, completion_settings, needs_completions
 from restmcts.config import RunConfig
 from restmcts.console import Progress, number
 from restmcts.data import DATA_FILES
@@ -92,20 +93,23 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
 
 
 def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Progress) -> None:
-    """Grade, label and turn into rows the trees of a file."""
+    """Grade, label and turn into rows the trees of a file; with a policy, after the completions that the rule needs."""
     trees = _file(trees, TREES)
     pick, per_question = config.policy_training.pick, config.policy_training.traces_per_question
+    value_per_question = config.value_training.traces_per_question
+    rules, seed = config.labels, derive_seed(config.seed, "label")
+    asks = config.policy is not None and needs_completions(rules)
 
     def work(stage: StageFolder, job: Job) -> dict[str, Any]:
         progress.stage("label")
-        found = read_trees(trees)
+        found, cost = read_trees(trees), dict[str, Any]()
+        if asks:
+            cost = _complete(job, stage, found)
+            found = read_trees(stage.path / TREES)
         correct = datasets.verify(found, job.grader)
-        labels = datasets.label_trees(found, correct, unsolved=config.labels.unsolved, estimate=config.labels.estimate)
-        seed = derive_seed(config.seed, "label")
+        labels = datasets.label_trees(found, correct, rule=rules.rule, unsolved=rules.unsolved, estimate=rules.estimate)
         for_policy = datasets.policy_rows(found, labels, traces_per_question=per_question, pick=pick, seed=seed)
-        for_value = datasets.value_rows(
-            found, labels, traces_per_question=config.value_training.traces_per_question, seed=seed
-        )
+        for_value = datasets.value_rows(found, labels, traces_per_question=value_per_question, seed=seed)
         datasets.write_rows(stage.path / LABELS, labels)
         datasets.write_rows(stage.path / POLICY_ROWS, for_policy)
         datasets.write_rows(stage.path / VALUE_ROWS, for_value)
@@ -115,18 +119,49 @@ def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Prog
             "reached": reached,
             "policy_rows": len(for_policy),
             "value_rows": len(for_value),
+            **cost,
         }
 
-    settings = {
-        "labels": config.labels.model_dump(mode="json"),
+    settings: dict[str, Any] = {
+        "labels": rules.of_rule(),
         "policy_training": {"traces_per_question": per_question, "pick": pick},
-        "value_training": {"traces_per_question": config.value_training.traces_per_question},
+        "value_training": {"traces_per_question": value_per_question},
         "seed": config.seed,
     }
-    m = _stage(config, out, progress, work, settings=settings, inputs={"trees": trees})
+    inputs: dict[str, str | Path | None] = {"trees": trees}
+    if asks:
+        chosen = completion_settings(rules, config.search)
+        settings |= {"search": chosen.model_dump(mode="json"), "prompt": config.prompt.model_dump(mode="json")}
+        inputs["policy"] = config.policy
+    m = _stage(config, out, progress, work, settings=settings, inputs=inputs)
     print(f"{m['reached']} of {m['trees']} trees reached the right answer")
+    if asks:
+        print(f"{number(m['usage']['policy_tokens'])} tokens of completions: {out / TREES}")
+        _say_owed(m)
     print(f"{m['policy_rows']} rows for the policy: {out / POLICY_ROWS}")
     print(f"{m['value_rows']} rows for the value model: {out / VALUE_ROWS}")
+
+
+def _complete(job: Job, stage: StageFolder, trees: list[Tree]) -> dict[str, Any]:
+    """Have the policy complete the steps of `trees`; the stage's trees.jsonl grows tree by tree. Returns the cost."""
+    config, account = job.config, job.account(stage)
+    with OpenOnDemand(partial(open_engines, config.model_copy(update={"value": None}), job.progress.say)) as engines:
+        completed = complete_trees(
+            trees,
+            config.labels,
+            config.search,
+            engines(),
+            grader=job.grader,
+            seed=derive_seed(config.seed, "completions"),
+            concurrency=config.engine.concurrency,
+            traces_per_question=config.value_training.traces_per_question,
+            choice_seed=derive_seed(config.seed, "label"),
+            path=stage.path / TREES,
+            on_tree=job.watch(stage, len(trees), account),
+            account=account,
+        )
+        kind = engines().kind
+    return {**completed.summary(), "engine": kind, "speed": account.speed()}
 
 
 def train_model(kind: Kind, config: RunConfig, rows: Path, base: str, out: Path, progress: Progress) -> None:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from restmcts.encoding import PromptSettings
 from restmcts.engines.settings import EngineSettings
 from restmcts.errors import ConfigError
+from restmcts.labels import get_rule
 from restmcts.search import get_search
 from restmcts.search.settings import SearchSettings
 from restmcts.settings import Settings
@@ -62,14 +63,29 @@ class WarmStart(Settings):
 
 
 class LabelSettings(Settings):
-    """What a verified tree says about its steps (rewards.process_rewards)."""
+    """What a verified tree says about its steps (labels.RULES)."""
 
+    rule: str = Field(
+        default="rest-mcts",
+        description="rest-mcts (process rewards inferred from the tree), orm (the outcome, at the last step), "
+        "math-shepherd or omega-prm (from completions that the policy is asked for)",
+    )
     unsolved: Literal["zero", "drop"] = Field(
         default="zero", description="trees without a right leaf: every finished branch wrong and worth 0, or no labels"
     )
     estimate: Literal["hard", "soft"] = Field(
-        default="hard", description="a step is right iff a right leaf lies below it, or by the share of right leaves"
+        default="hard",
+        description="a step is right iff a right answer follows from it, or by the share of right ones (not for orm)",
     )
+    completions: int = Field(
+        default=8, ge=1, description="completions of a step, for the rules that ask for them (temperature as search)"
+    )
+
+    def of_rule(self) -> dict[str, Any]:
+        """The settings that change the labels, as manifests hold them: those that the rule reads."""
+        read = {"rule", "unsolved", "estimate"}
+        read -= {"rest-mcts": {"rule"}, "orm": {"estimate"}}.get(self.rule, set())
+        return self.model_dump(mode="json", include=read)
 
 
 class EvaluateSettings(Settings):
@@ -228,6 +244,7 @@ def load_config(
     config = build(RunConfig, raw)
     for settings in (config.search, config.evaluate.search):
         get_search(settings.method)
+    get_rule(config.labels.rule)
     return config
 
 

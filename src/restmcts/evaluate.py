@@ -22,7 +22,7 @@ from restmcts.engines import Engines
 from restmcts.errors import StoreError
 from restmcts.metrics import Interval, ValuePoints, value_quality, wilson
 from restmcts.rewards import process_rewards
-from restmcts.search import SEARCHES, SearchSettings
+from restmcts.search import SEARCHES, Method, SearchSettings
 from restmcts.store import JsonlWriter, read_jsonl, write_jsonl
 from restmcts.tasks import get_task
 from restmcts.tasks.grade import Grader
@@ -193,7 +193,7 @@ class Searched:
 
 def search_all(
     problems: Sequence[Problem],
-    method: str,
+    method: str | Method,
     settings: SearchSettings,
     engines: Engines,
     *,
@@ -238,7 +238,7 @@ def search_all(
 
             drive.run(
                 owed,
-                SEARCHES[method],
+                SEARCHES[method] if isinstance(method, str) else method,
                 settings,
                 engines,
                 task_of=lambda problem: get_task(problem.task),

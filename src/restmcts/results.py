@@ -61,13 +61,14 @@ def load_run(out: str | Path) -> RunResults:
     heldout = out / "data" / "heldout.jsonl"
     problems = list(read_jsonl(heldout)) if heldout.is_file() else []
     questions = {p["id"]: p["question"] for p in problems}
-    kinds = {p["id"]: kind for p in problems if (kind := _kind(p.get("extra") or {})) is not None}
+    kinds = {p["id"]: kind for p in problems if (kind := kind_of(p.get("extra") or {})) is not None}
     config = out / CONFIG
     settings = read_yaml(config) if config.is_file() else {}
     return RunResults(out, records, rows, questions, kinds, settings)
 
 
-def _kind(extra: Mapping[str, Any]) -> str | None:
+def kind_of(extra: Mapping[str, Any]) -> str | None:
+    """What kind of question this is, from the further columns of its row; None where they do not say."""
     return next((str(extra[column]) for column in KINDS if extra.get(column) not in (None, "")), None)
 
 

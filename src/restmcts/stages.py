@@ -1,6 +1,6 @@
 """The stages of a run. Each reads files of earlier ones, writes its own folder, and is done when its manifest is there.
 
-    data → search → label → policy, value → evaluate
+    data → search → (completions) → label → policy, value → evaluate
 
 A stage's settings and inputs are those that change its result; engines' speed settings are not among them.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from restmcts.completing import complete_trees, completion_settings, needs_completions
 from restmcts.data import DATA_FILES, Data
 from restmcts.datasets import (
     PolicyRow,
@@ -30,6 +31,7 @@ from restmcts.evaluate import TREES, evaluate, greedy, search_all, stored_trees
 from restmcts.job import Job, Kind, OpenOnDemand, release_memory
 from restmcts.results import WARM
 from restmcts.search import SearchSettings
+from restmcts.search.nodes import COMPLETION
 from restmcts.store import StageFolder
 from restmcts.tasks import get_task
 from restmcts.types import Problem, Tree
@@ -99,6 +101,53 @@ def search(
     )
 
 
+def complete(job: Job, k: int, trees: Path, questions: Sequence[Problem], policy: str | Path) -> Path:
+    """Have the policy that made the trees complete their steps, where the labelling rule asks for that.
+
+    Returns the folder of the trees with their completions; `trees`, the search's own, where none are needed.
+    """
+    config = job.config
+    if not needs_completions(config.labels):
+        return trees
+    chosen = completion_settings(config.labels, config.search)
+    per_question = config.value_training.traces_per_question
+
+    def work(stage: StageFolder) -> dict[str, Any]:
+        account, found = job.account(stage), _in_order(trees, questions)
+        with OpenOnDemand(lambda: job.tools.load_engines(policy, None, ())) as engines:
+            completed = complete_trees(
+                found,
+                config.labels,
+                config.search,
+                engines(),
+                grader=job.grader,
+                seed=job.seed("round", k, "completions"),
+                concurrency=config.engine.concurrency,
+                traces_per_question=per_question,
+                choice_seed=_label_seed(job, k),
+                path=stage.path / TREES,
+                on_tree=job.watch(stage, len(found), account),
+                account=account,
+            )
+            kind = engines().kind
+        return {"trees": completed.trees, **completed.summary(), "engine": kind, "speed": account.speed()}
+
+    return job.stage(
+        f"round-{k}/completions",
+        "completions",
+        k,
+        work,
+        settings={
+            "labels": {"rule": config.labels.rule},
+            "search": chosen.model_dump(mode="json"),
+            "prompt": config.prompt.model_dump(mode="json"),
+            "seed": config.seed,
+            "value_traces_per_question": per_question,
+        },
+        inputs={"trees": trees, "policy": policy},
+    )
+
+
 # ---------------------------------------------------------------- label
 
 
@@ -110,7 +159,7 @@ def label(job: Job, k: int, data: Data, searched: Sequence[tuple[Path, Sequence[
     config, (folder, questions) = job.config, searched[-1]
     options = config.policy_training
     settings = {
-        "labels": config.labels.model_dump(mode="json"),
+        "labels": config.labels.of_rule(),
         "traces_per_question": options.traces_per_question,
         "pick": options.pick,
         "value_traces_per_question": config.value_training.traces_per_question,
@@ -126,7 +175,7 @@ def label(job: Job, k: int, data: Data, searched: Sequence[tuple[Path, Sequence[
         for earlier, asked in searched[:-1]:
             more, more_labels, _ = _labelled(job, earlier, asked)
             trees, labels = more + trees, more_labels + labels
-        seed = job.seed("round", k, "label")
+        seed = _label_seed(job, k)
         for_policy = policy_rows(
             trees, labels, traces_per_question=options.traces_per_question, pick=options.pick, seed=seed, round=k
         )
@@ -152,19 +201,31 @@ def _labelled(
 
     Questions that the stage's budget left unasked have none.
     """
-    stored = stored_trees(folder / TREES, questions)
-    trees = [stored[problem.id] for problem in questions if problem.id in stored]
+    trees = _in_order(folder, questions)
     correct = verify(trees, job.grader)
     rules = job.config.labels
-    labels = label_trees(trees, correct, unsolved=rules.unsolved, estimate=rules.estimate)
-    flags = [flag for tree in correct for flag in tree if flag is not None]
+    labels = label_trees(trees, correct, rule=rules.rule, unsolved=rules.unsolved, estimate=rules.estimate)
+    found = [
+        [c for c, o in zip(row, t.origin, strict=True) if o != COMPLETION]
+        for t, row in zip(trees, correct, strict=True)
+    ]
+    flags = [flag for tree in found for flag in tree if flag is not None]
     facts = {
         "solved": sum(t.result is not None and bool(c[t.result]) for t, c in zip(trees, correct, strict=True)),
-        "reached": sum(any(c) for c in correct),
+        "reached": sum(map(any, found)),
         "finished": len(flags),
         "right_traces": sum(flags),
     }
     return trees, labels, facts
+
+
+def _in_order(folder: Path, questions: Sequence[Problem]) -> list[Tree]:
+    stored = stored_trees(folder / TREES, questions)
+    return [stored[problem.id] for problem in questions if problem.id in stored]
+
+
+def _label_seed(job: Job, k: int) -> int:
+    return job.seed("round", k, "label")
 
 
 def _worked_policy(data: Data) -> list[PolicyRow]:

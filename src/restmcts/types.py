@@ -219,7 +219,7 @@ class Tree:
     reason: list[str | None] = field(default_factory=lambda: [None])
     """why a dead node is dead: empty · length · ended · depth"""
     origin: list[str] = field(default_factory=lambda: ["root"])
-    """root · expand · rollout · sample"""
+    """root · expand · rollout · sample · completion"""
     iteration: list[int] = field(default_factory=lambda: [0])
     """the search iteration that made the node; lets a viewer replay the search"""
     copies: list[int] = field(default_factory=lambda: [1])

@@ -29,6 +29,9 @@ from restmcts.types import (
 LEAST_COVERED = 0.01
 """The share of the policy's probability that the finished leaves must cover for their own to count as votes."""
 
+COMPLETION = "completion"
+"""the origin of nodes that say how the policy goes on from a step of a tree that was there before (`completions`)"""
+
 T = TypeVar("T")
 Search = Generator[Ask, Answer, Tree]
 """A running search: yields requests, is sent replies, returns its tree."""
@@ -69,11 +72,15 @@ def add_samples(
     """Make a node of every sample; returns the nodes in order, each once.
 
     A sample that an earlier child of `parent` already has, in the same words and with the same fate, is counted there
-    (`copies`). A node is finished if and only if its text holds an answer; without one it is dead when the text is
-    empty, ended the model's turn, was cut off at the token limit, or lies at the depth limit.
+    (`copies`); completions are kept apart from all other nodes, so that it stays known whose they are. A node is
+    finished if and only if its text holds an answer; without one it is dead when the text is empty, ended the model's
+    turn, was cut off at the token limit, or lies at the depth limit.
     """
     depth = len(tree.nodes_to(parent)) + 1
-    siblings = {(tree.text[n], tree.reason[n]): n for n in tree.children(parent)}
+    apart = origin == COMPLETION
+    siblings = {
+        (tree.text[n], tree.reason[n]): n for n in tree.children(parent) if (tree.origin[n] == COMPLETION) == apart
+    }
     nodes: dict[int, None] = {}
     for sample in reply.samples:
         text = sample.step.text
