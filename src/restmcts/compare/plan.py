@@ -86,7 +86,7 @@ def _arm(name: str, own: dict[str, Any] | None, search: SearchSettings) -> Arm:
     if own is None and name not in VARIANTS:
         get_search(name, among=(*SEARCHES, *VARIANTS))
     raw = {**VARIANTS.get(name, {"method": name}), **(own or {})}
-    if raw["method"] == name not in SEARCHES:
+    if raw["method"] == name and name not in SEARCHES:
         raise ConfigError(f"compare.arms.{name} needs a method, e.g. method: mcts_star")
     if raw.get("budget_tokens") is not None:
         raise ConfigError(f"compare.arms.{name}.budget_tokens: every arm has the budgets of compare.budgets")

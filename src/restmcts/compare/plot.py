@@ -172,7 +172,7 @@ def _x_scale(values: Sequence[float], left: int) -> tuple[list[float], Scale]:
     """A logarithmic scale with ticks at 1, 2 and 5 times the powers of ten, or at the powers where they are many."""
     low, high = min(values, default=1.0) / 1.15, max(values, default=10.0) * 1.15
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    digits = (1, 2, 5) if math.log10(high / low) < 2.4 else (1,)
+    digits = (1, 2, 5) if math.log10(high / low) < 2.8 else (1,)
     ticks = [tick for power in powers for digit in digits if low <= (tick := digit * 10.0**power) <= high]
     begin, span = math.log(low), math.log(high / low)
     return ticks, lambda v: left + _WIDTH * (math.log(v) - begin) / span

@@ -139,7 +139,7 @@ def _spent(point: Point) -> str:
 
 
 def _brief(seconds: float | None) -> str:
-    return f"{1000 * seconds:.1f} ms" if seconds is not None and seconds < 0.095 else duration(seconds)
+    return f"{1000 * seconds:.3g} ms" if seconds is not None and seconds < 0.9995 else duration(seconds)
 
 
 def study_table(results: Results, cost: Cost) -> Table:
