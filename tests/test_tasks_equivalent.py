@@ -146,6 +146,7 @@ ANSWERS = st.one_of(
 @settings(max_examples=500, deadline=None)
 @example("(1, 2)", "1, 2")
 @example("x = 2, y = 3", "2, 3")
+@example("1,000", "\\{-1, \\text{east}\\}")
 def test_mathematics_is_symmetric(a, b):
     assert compare_math(a, b) is compare_math(b, a)
 

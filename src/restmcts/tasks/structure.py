@@ -143,9 +143,9 @@ def _all(verdicts: Iterable[bool | None]) -> bool | None:
 
 
 def _same_set(a: list[str], b: list[str], equal: Equal) -> bool | None:
-    """Whether each part of `a` has a partner of its own in `b`."""
+    """Whether each part of `a` has a partner of its own in `b`, and each of `b` in `a`."""
     open_parts = list(b)
-    unknown = False
+    lonely: list[str] = []
     for part in a:
         verdicts = []
         for index, other in enumerate(open_parts):
@@ -157,5 +157,7 @@ def _same_set(a: list[str], b: list[str], equal: Equal) -> bool | None:
         else:
             if None not in verdicts:
                 return False
-            unknown = True
-    return None if unknown else True
+            lonely.append(part)
+    if any(all(equal(part, other) is False for part in lonely) for other in open_parts):
+        return False
+    return None if lonely else True
