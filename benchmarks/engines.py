@@ -160,19 +160,19 @@ class Measured:
 def measure(kind: str, work: Work) -> Measured:
     with opened(kind, work) as engines:
         warm_up(engines, work)
-        search = searched(Engines(engines.policy, ScriptedValue(lambda _, path: 0.5)), work)
+        search = searched(Engines(engines.policy, ScriptedValue(lambda _, path: 0.5)), work, TREES, TOKENS)
     with opened(kind, work) as engines:
         warm_up(engines, work)
-        tokens, seconds = asked_alone(engines.policy.propose, search.asked)
+        tokens, seconds = asked_alone(engines.policy.propose, search.asked, TREES)
     with opened(kind, work) as engines:
         warm_up(engines, work)
-        valued = searched(engines, work)
+        valued = searched(engines, work, TREES, TOKENS)
     with opened("transformers", work) as engines:  # the value model is a transformers one everywhere
         warm_up(engines, work)
         assert engines.value is not None
-        _, value_seconds = asked_alone(engines.value.score, valued.scored)
+        _, value_seconds = asked_alone(engines.value.score, valued.scored, TREES)
     with opened(kind, work, one_by_one=True) as engines:
-        one_by_one = searched(split(engines), work, trees=1, tokens=FEW_TOKENS)
+        one_by_one = searched(split(engines), work, 1, FEW_TOKENS)
     return Measured(tokens / seconds, search, valued, value_seconds, one_by_one)
 
 
@@ -182,7 +182,7 @@ def measure_plain(work: Work, asked: Sequence[Propose]) -> tuple[Searched, float
 
     encoder = Encoder(models.load_tokenizer(work.policy), work.config.prompt, work.examples)
     engines = plain_engines(work.policy, work.value, encoder)
-    one_by_one = searched(engines, work, trees=1, tokens=FEW_TOKENS)
+    one_by_one = searched(engines, work, 1, FEW_TOKENS)
     policy = engines.policy
     assert isinstance(policy, PlainPolicy)
     made, waiting, seconds = 0, list(asked), 0.0
@@ -195,7 +195,7 @@ def measure_plain(work: Work, asked: Sequence[Propose]) -> tuple[Searched, float
     return one_by_one, made / seconds
 
 
-def searched(engines: Engines, work: Work, *, trees: int = TREES, tokens: int = TOKENS) -> Searched:
+def searched(engines: Engines, work: Work, trees: int, tokens: int) -> Searched:
     """Search the questions with so many trees open until so many tokens are generated."""
     found = Searched()
     account = Account(Budget(policy_tokens=tokens))
@@ -220,7 +220,7 @@ def searched(engines: Engines, work: Work, *, trees: int = TREES, tokens: int = 
     return found
 
 
-def asked_alone(ask: Callable[[Any], Awaitable[Any]], requests: Iterable[Any], at_once: int = TREES) -> tuple[int, float]:
+def asked_alone(ask: Callable[[Any], Awaitable[Any]], requests: Iterable[Any], at_once: int) -> tuple[int, float]:
     """Ask the engine itself, so many requests at once: generated tokens, and seconds."""
     waiting = iter(requests)
     tokens = 0
@@ -251,7 +251,7 @@ def warm_up(engines: Engines, work: Work) -> None:
             await engines.value.score(Score(problem, tuple((sample.step,) for sample in reply.samples)))
         return reply
 
-    asked_alone(ask, work.others)
+    asked_alone(ask, work.others, TREES)
 
 
 # ---------------------------------------------------------------- engines around engines
