@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from restmcts import models  # noqa: E402
 from restmcts.encoding import Encoder, PromptSettings, steps_of  # noqa: E402
+from restmcts.engines.generate import draw, inverse_cdf  # noqa: E402
 from restmcts.engines.kv import Chain, PrefixCache, PrefixModel, Rows  # noqa: E402
 from restmcts.engines.settings import EngineSettings  # noqa: E402
 from restmcts.engines.transformers import identify, load_engines, load_policy, load_value  # noqa: E402
@@ -286,3 +287,33 @@ def test_tokenizer_without_chat_template_is_named_with_the_remedy() -> None:
         Encoder(tokenizer, PromptSettings())
     encoder = Encoder(tokenizer, PromptSettings(chat=False))
     assert encoder.decode(encoder.prompt(PROBLEM)).endswith(f"Question: {PROBLEM.question}\nSolution:\n")
+
+
+# ---------------------------------------------------------------- drawing
+
+
+@pytest.mark.parametrize("size", [5, 128, 1000])
+def test_drawing_inverts_the_cdf(size: int):
+    weights = torch.randn(64, size, generator=torch.Generator().manual_seed(size)).mul(4).softmax(-1)
+    uniforms = torch.rand(64, generator=torch.Generator().manual_seed(1))
+    uniforms[:2] = torch.tensor([0.0, 1 - 2**-24])
+    drawn = inverse_cdf(weights, uniforms)
+    below = torch.stack([row[:at].double().sum() for row, at in zip(weights, drawn.tolist(), strict=True)])
+    through = below + weights.double().gather(1, drawn[:, None])[:, 0]
+    points = uniforms * weights.double().sum(-1)
+    assert bool((below <= points + 1e-6).all())
+    assert bool((points <= through + 1e-6).all())
+
+
+def test_what_weighs_nothing_is_never_drawn():
+    weights = torch.zeros(3, 300)
+    weights[:, 140] = 0.1
+    weights[:, 150] = 1e-9
+    assert inverse_cdf(weights, torch.tensor([0.0, 0.5, 1 - 2**-24])).tolist() == [140, 140, 140]
+
+
+def test_rows_are_drawn_at_their_own_temperatures():
+    logits = torch.tensor([[0.0, 2.0, 1.0]]).repeat(3, 1)
+    tokens, logprobs = draw(logits, [0.0, 1.0, 0.1], [0.99, 0.99, 0.99])
+    assert tokens.tolist() == [1, 2, 1]
+    assert torch.allclose(logprobs, logits.log_softmax(-1)[0, tokens])

@@ -7,6 +7,7 @@ batch mates, though logits may differ in their last bits with the shape of the b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +23,10 @@ from restmcts.errors import EngineError
 from restmcts.models import configured_ends
 from restmcts.seeds import derive_seed
 from restmcts.types import Critique, Path, Problem, Proposals, Propose, Sample, Step, Usage, Verdict
+
+_DRAWN_AT_ONCE = 32
+"""rows whose probabilities are at hand together: few enough to stay in a CPU's cache"""
+_BLOCK = 128
 
 
 @dataclass(slots=True)
@@ -115,8 +120,11 @@ class TransformersPolicy:
         if not self._rows:
             return
         hidden = self._kv.forward(0, [[row.pending] for row in self._rows])
-        logits = self._model.lm_head(hidden).float()
-        for row, (token, logprob) in zip(self._rows, self._draw(logits[self._fork()]), strict=True):
+        logits = self._model.lm_head(hidden)
+        source = self._fork()
+        if len(source) > len(logits):
+            logits = logits[source]
+        for row, (token, logprob) in zip(self._rows, self._draw(logits), strict=True):
             row.new.append(token)
             row.pending = token
             row.logprob += logprob
@@ -178,7 +186,7 @@ class TransformersPolicy:
             ids += self.encoder.step(step)
         return ids, ends
 
-    def _fork(self) -> torch.Tensor:
+    def _fork(self) -> list[int]:
         """Give every sample of a new request its own row; the row of logits that each row draws from."""
         source = list(range(len(self._rows)))
         for at in range(len(self._rows)):
@@ -188,23 +196,21 @@ class TransformersPolicy:
                 self._rows.append(_Row(row.job, index, row.pending))
                 source.append(at)
             row.fork = 1
-        return torch.tensor(source)
+        return source
 
     def _draw(self, logits: torch.Tensor) -> list[tuple[int, float]]:
         """One token per row and its log-probability (at temperature 1, whatever it was drawn at).
 
         It is the argmax at temperature 0, else drawn by inverse CDF at the row's own uniform number.
         """
-        temperature = torch.tensor([row.job.temperature for row in self._rows], device=logits.device)
-        chosen = logits.argmax(dim=-1)
-        if bool((temperature > 0).any()):
-            uniform = [_uniform(row.job.seed, row.index, len(row.new)) for row in self._rows]
-            cdf = torch.softmax(logits / temperature.clamp(min=1e-6)[:, None], dim=-1).cumsum(dim=-1)
-            point = torch.tensor(uniform, device=logits.device)[:, None] * cdf[:, -1:]
-            sampled = torch.searchsorted(cdf, point, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-            chosen = torch.where(temperature > 0, sampled, chosen)
-        logprobs = logits.gather(1, chosen[:, None])[:, 0] - logits.logsumexp(dim=-1)
-        return list(zip(chosen.tolist(), logprobs.tolist(), strict=True))
+        drawn: list[tuple[int, float]] = []
+        for start in range(0, len(logits), _DRAWN_AT_ONCE):
+            rows = self._rows[start : start + _DRAWN_AT_ONCE]
+            temperatures = [row.job.temperature for row in rows]
+            uniforms = [_uniform(row.job.seed, row.index, len(row.new)) for row in rows]
+            tokens, logprobs = draw(logits[start : start + _DRAWN_AT_ONCE].float(), temperatures, uniforms)
+            drawn += zip(tokens.tolist(), logprobs.tolist(), strict=True)
+        return drawn
 
     def _finish(self, at: int) -> None:
         row, job = self._rows[at], self._rows[at].job
@@ -248,6 +254,46 @@ class TransformersPolicy:
         last = self._kv.release(at)
         self._rows[at] = self._rows[last]
         self._rows.pop()
+
+
+def draw(
+    logits: torch.Tensor, temperatures: Sequence[float], uniforms: Sequence[float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A token for each row of float32 `logits` [rows, vocabulary], and its log-probability at temperature 1.
+
+    The argmax where the temperature is 0, else the inverse of the CDF at the row's uniform number in [0, 1).
+    """
+    probabilities = logits.softmax(dim=-1)
+    temperature = logits.new_tensor(temperatures)
+    weights = probabilities
+    if any(t not in (0.0, 1.0) for t in temperatures):
+        weights = (logits / temperature.clamp(min=1e-6)[:, None]).softmax(dim=-1)
+    if any(temperatures):
+        chosen = inverse_cdf(weights, logits.new_tensor(uniforms))
+        if not all(temperatures):
+            chosen = torch.where(temperature > 0, chosen, logits.argmax(dim=-1))
+    else:
+        chosen = logits.argmax(dim=-1)
+    return chosen, probabilities.gather(1, chosen[:, None])[:, 0].log()
+
+
+def inverse_cdf(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The first index of each row at which the sum of its weights exceeds uniform × their total.
+
+    Summed by blocks first: a running sum over a whole vocabulary costs more than everything else that is done with it.
+    """
+    rows, size = weights.shape
+    if size % _BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, -size % _BLOCK))
+    blocks = weights.view(rows, -1, _BLOCK)
+    sums = blocks.sum(dim=-1).cumsum(dim=-1)
+    point = uniforms[:, None] * sums[:, -1:]
+    block = torch.searchsorted(sums, point, right=True).clamp(max=sums.shape[1] - 1)
+    within = blocks.gather(1, block[:, :, None].expand(-1, -1, _BLOCK))[:, 0].cumsum(dim=-1)
+    before = torch.where(block > 0, sums.gather(1, (block - 1).clamp(min=0)), 0)
+    # What rounding leaves beyond the block's end belongs to its last index that weighs something.
+    rest = torch.minimum(point - before, torch.nextafter(within[:, -1:], torch.zeros_like(point)))
+    return (block * _BLOCK + torch.searchsorted(within, rest, right=True))[:, 0]
 
 
 def _fits(request: Any, room: int) -> bool:

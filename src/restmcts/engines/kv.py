@@ -25,7 +25,9 @@ PREFILL_TOKENS = 2048
 """padded tokens computed in one go; bounds the time until running rows get their next token"""
 _WORTHWHILE = 128
 """padded tokens from which a batch of its own costs less than padding"""
-_GROW = 64
+_GROW = 32
+_PLAIN = 1 << 25
+"""attention weights up to which a CPU computes them one by one: three times as fast there as fused attention"""
 
 Segment = tuple[torch.Tensor, torch.Tensor]
 """Keys and values of some consecutive tokens, each [layers, heads, tokens, dim]."""
@@ -50,7 +52,14 @@ def _gqa_attention(
         query = query.reshape(rows, key.shape[1], groups * new, dim)
         if new > 1:
             attention_mask = attention_mask.repeat(1, 1, groups, 1)
-    out = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+    plain = query.device.type == "cpu" and rows * heads * new * key.shape[2] <= _PLAIN
+    if plain and attention_mask is not None:
+        scores = torch.matmul(query * (dim**-0.5 if scaling is None else scaling), key.transpose(2, 3))
+        out = torch.matmul(scores.add_(attention_mask).softmax(dim=-1), value)
+    else:
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling
+        )
     return out.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
 
 
@@ -126,6 +135,8 @@ class Rows(Cache):
         width, past = max(counts), self.length[first : first + len(new)]
         span = max(p + width for p in past)
         self._reserve(len(self.length), span)
+        if span > self._token_capacity // 2:
+            span = self._token_capacity  # whole rows lie in memory one after the other: nothing is copied to multiply
         ids = torch.zeros(len(new), width, dtype=torch.long)
         for i, row in enumerate(new):
             ids[i, : len(row)] = torch.tensor(row)
