@@ -21,10 +21,10 @@ from transformers.masking_utils import sdpa_mask
 from restmcts.errors import EngineError
 
 ATTENTION = "restmcts_gqa"
-PREFILL_TOKENS = 2048
-"""padded tokens computed in one go; bounds the time until running rows get their next token"""
-_WORTHWHILE = 128
-"""padded tokens from which a batch of its own costs less than padding"""
+PREFILL_TOKENS = 1024
+"""tokens computed in one go; bounds the time until running rows get their next token"""
+_PADDED, _SMALL = 4, 128
+"""how much attention may be padded; of fewer tokens than so many, anything: a further pass costs more"""
 _GROW = 32
 _PLAIN = 1 << 25
 """attention weights up to which a CPU computes them one by one: three times as fast there as fused attention"""
@@ -40,27 +40,32 @@ def _gqa_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor,
     scaling: float | None = None,
+    table: tuple[torch.Tensor, torch.Tensor] | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention with the query heads of one key head taken as further queries, so keys are never repeated.
+    """Attention of the new tokens of all rows, which come as one sequence, to what their own row holds.
 
-    query [rows, heads, new, dim]; key and value [rows, key heads, past + new, dim]; mask [rows, 1, new, past + new].
+    query [1, heads, tokens, dim]; key and value [rows, key heads, span, dim]; mask [rows, 1, new, span]. `table` says
+    which token stands where in [rows, new], and where in it each token is found; None when every row has one.
+    The query heads of one key head are taken as further queries, so keys are never repeated.
     """
-    rows, heads, new, dim = query.shape
-    groups = heads // key.shape[1]
-    if groups > 1:
-        query = query.reshape(rows, key.shape[1], groups * new, dim)
-        if new > 1:
-            attention_mask = attention_mask.repeat(1, 1, groups, 1)
-    plain = query.device.type == "cpu" and rows * heads * new * key.shape[2] <= _PLAIN
+    heads, dim = query.shape[1], query.shape[3]
+    rows, key_heads = key.shape[:2]
+    queries = query[0].transpose(0, 1)
+    if table is not None:
+        queries = queries[table[0]]
+    new = len(queries) // rows
+    q = queries.view(rows, new, key_heads, -1, dim).permute(0, 2, 3, 1, 4).reshape(rows, key_heads, -1, dim)
+    if attention_mask is not None and new > 1:
+        attention_mask = attention_mask.repeat(1, 1, heads // key_heads, 1)
+    plain = q.device.type == "cpu" and rows * heads * new * key.shape[2] <= _PLAIN
     if plain and attention_mask is not None:
-        scores = torch.matmul(query * (dim**-0.5 if scaling is None else scaling), key.transpose(2, 3))
+        scores = torch.matmul(q * (dim**-0.5 if scaling is None else scaling), key.transpose(2, 3))
         out = torch.matmul(scores.add_(attention_mask).softmax(dim=-1), value)
     else:
-        out = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, scale=scaling
-        )
-    return out.reshape(rows, heads, new, -1).transpose(1, 2).contiguous(), None
+        out = torch.nn.functional.scaled_dot_product_attention(q, key, value, attn_mask=attention_mask, scale=scaling)
+    out = out.view(rows, key_heads, -1, new, out.shape[-1]).permute(0, 3, 1, 2, 4).reshape(rows * new, heads, -1)
+    return (out if table is None else out[table[1]])[None], None
 
 
 AttentionInterface.register(ATTENTION, _gqa_attention)
@@ -82,7 +87,7 @@ class Rows(Cache):
         self._keys = self._values = torch.empty(0)
         self._row_capacity = self._token_capacity = 0
         self._at: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
-        self._span = (0, 0)
+        self._span = (0, 0, 0)
 
     def __len__(self) -> int:
         return len(self.length)
@@ -137,37 +142,40 @@ class Rows(Cache):
         self._reserve(len(self.length), span)
         if span > self._token_capacity // 2:
             span = self._token_capacity  # whole rows lie in memory one after the other: nothing is copied to multiply
-        ids = torch.zeros(len(new), width, dtype=torch.long)
-        for i, row in enumerate(new):
-            ids[i, : len(row)] = torch.tensor(row)
-        start = torch.tensor(past)
-        positions = start[:, None] + torch.arange(width)
-        hidden = torch.arange(span) > positions[:, :, None]
+        start = torch.tensor(past)[:, None] + torch.arange(width)
+        hidden = torch.arange(span) > start[:, :, None]
         mask = torch.zeros(hidden.shape, dtype=self.model.dtype).masked_fill_(hidden, float("-inf"))[:, None]
-        rows = torch.arange(first, first + len(new))
-        self._at = (rows[:, None].to(self.device), positions.to(self.device))
-        self._span = (len(new), span)
+        rows = torch.repeat_interleave(torch.tensor(counts))
+        column = torch.cat([torch.arange(count) for count in counts])
+        positions = start[rows, column]
+        self._at = ((rows + first).to(self.device), positions.to(self.device))
+        self._span = (first, len(new), span)
+        table = None
+        if width > 1:
+            there = torch.zeros(len(new), width, dtype=torch.long)  # what is no token is computed as the first one
+            there[rows, column] = torch.arange(len(rows))
+            table = (there.flatten().to(self.device), (rows * width + column).to(self.device))
         out = self.model.base_model(
-            input_ids=ids.to(self.device),
+            input_ids=torch.tensor([[token for ids in new for token in ids]], device=self.device),
             attention_mask=mask.to(self.device),
-            position_ids=positions.to(self.device),
+            position_ids=positions[None].to(self.device),
             past_key_values=self,
             use_cache=True,
+            table=table,
         )
         for i, count in enumerate(counts):
             self.length[first + i] += count
         states: torch.Tensor = out.last_hidden_state
-        return states[torch.arange(len(new)), torch.tensor(counts) - 1]
+        return states[0, torch.tensor(counts).cumsum(0) - 1]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Called by each attention layer: write the new keys and values in place, give back the rows' whole span."""
         rows, positions = self._at
-        self._keys[layer_idx][rows, :, positions] = key_states.transpose(1, 2)
-        self._values[layer_idx][rows, :, positions] = value_states.transpose(1, 2)
-        count, span = self._span
-        first = int(rows[0, 0])
+        self._keys[layer_idx][rows, :, positions] = key_states[0].transpose(0, 1)
+        self._values[layer_idx][rows, :, positions] = value_states[0].transpose(0, 1)
+        first, count, span = self._span
         return (
             self._keys[layer_idx, first : first + count, :, :span],
             self._values[layer_idx, first : first + count, :, :span],
@@ -318,13 +326,14 @@ class PrefixModel:
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in groups of similar length: bounded in padded size, little of it padding unless the group is small."""
+    """Indices in groups of similar length, bounded in tokens and in what attention pads them to."""
     groups: list[list[int]] = []
+    tokens = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        longest = lengths[groups[-1][0]] if groups else 0
-        size = len(groups[-1]) * longest if groups else 0
-        wasteful = size >= _WORTHWHILE and lengths[i] < 0.75 * longest
-        if not groups or wasteful or size + longest > PREFILL_TOKENS:
+        padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]] if groups else 0
+        if not groups or tokens + lengths[i] > PREFILL_TOKENS or padded > _PADDED * max(tokens, _SMALL):
             groups.append([])
+            tokens = 0
         groups[-1].append(i)
+        tokens += lengths[i]
     return groups
