@@ -29,7 +29,9 @@ BENCHMARKS: dict[str, Benchmark] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="What the parts of restmcts cost.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}, main_job; by default all but main_job")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)} (by default all), main_job"
+    )
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     parser.add_argument("--run", type=Path, help="main_job: the folder of a finished run, in place of a new one")
     parser.add_argument("--before", type=Path, help="main_job: the folder of an earlier run, to compare with")

@@ -55,13 +55,10 @@ def table(name: str, figures: Sequence[Figure]) -> Table:
         met = {None: ABSENT, True: "yes", False: "**no**"}[figure.met]
         row = [figure.name, short(figure.value), figure.unit, aim, met]
         if compared:
-            row += [ABSENT] * 2 if figure.before is None else [short(figure.before), _ratio(figure.before, figure.value)]
+            ratio = figure.before / figure.value if figure.before is not None and figure.value else None
+            row += [ABSENT if number is None else short(number) for number in (figure.before, ratio)]
         shown.rows.append(row)
     return shown
-
-
-def _ratio(before: float, now: float) -> str:
-    return short(before / now) if now else ABSENT
 
 
 def short(value: float) -> str:

@@ -37,9 +37,7 @@ def test_the_command_shows_and_stores(tmp_path: Path, monkeypatch, capsys):
     assert command.main() == 0
     stored = json.loads((tmp_path / "found.json").read_text())
     assert stored["benchmarks"] == {
-        "one": [
-            {"name": "a", "value": 1.0, "unit": "s", "aim": 2.0, "better": "lower", "before": None, "met": True}
-        ]
+        "one": [{"name": "a", "value": 1.0, "unit": "s", "aim": 2.0, "better": "lower", "before": None, "met": True}]
     }
     monkeypatch.setattr(sys, "argv", ["benchmarks"])
     assert command.main() == 1  # the second misses its aim
