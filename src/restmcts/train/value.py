@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from restmcts.datasets import ValueRow
 from restmcts.encoding import Encoder, PromptSettings
 from restmcts.errors import TrainError
-from restmcts.models import is_value_model, load_token_classifier, load_tokenizer
+from restmcts.models import is_value_model, load_token_classifier, load_tokenizer, one_thread
 from restmcts.seeds import derive_seed
 from restmcts.train.common import (
     OnProgress,
@@ -65,7 +65,7 @@ def train_value(
             "search more questions, or raise max_length"
         )
     plan = plan_steps([len(example.ids) for example in examples], questions, settings, seed)
-    with one_line_errors(settings, out):
+    with one_thread(), one_line_errors(settings, out):
         model = _load(base)
         precision = precision_of(model.dtype, settings, device_of(settings))
         model, blocked = prepare(model, precision)
