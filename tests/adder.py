@@ -63,7 +63,7 @@ class Adder:
             if self.left < 0:
                 raise KeyboardInterrupt
         samples = []
-        for i in range(request.n):
+        for i in range(request.first, request.first + request.n):
             text, last = right_step(request.problem, request.path)
             seed = derive_seed(request.seed if request.temperature else request.problem.id, i, len(request.path))
             if seed % 1000 >= 1000 * self.skill:

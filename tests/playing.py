@@ -28,6 +28,8 @@ ANY = hypothesis.settings(deadline=None)
 """for properties; no deadline, for the machine may be busy"""
 MANY = hypothesis.settings(max_examples=400, deadline=None)
 """for properties of what takes a millisecond"""
+EACH = hypothesis.settings(max_examples=150, deadline=None)
+"""for properties that all methods share"""
 
 PROBLEM = Problem("p", "What is 3 + 4?", "7")
 
@@ -72,6 +74,7 @@ class Book:
         values: dict[str, float | None],
         verdict: Verdict | Failed = UNDECIDED,
     ) -> None:
+        self.read = steps
         self.steps = {path: list(replies) for path, replies in steps.items()}
         self.values = values
         self.verdict = verdict
@@ -122,4 +125,17 @@ def play(search: Search, reply: Callable[[Request], Reply], *, requests: int | N
     raise AssertionError("the search went on after its budget was spent")
 
 
-__all__ = ["ANY", "MANY", "PROBLEM", "TASK", "Book", "Failed", "Score", "TinyTask", "path_text", "play", "samples"]
+__all__ = [
+    "ANY",
+    "EACH",
+    "MANY",
+    "PROBLEM",
+    "TASK",
+    "Book",
+    "Failed",
+    "Score",
+    "TinyTask",
+    "path_text",
+    "play",
+    "samples",
+]

@@ -64,7 +64,7 @@ SEARCH = ("search", "--policy", "scripted", "--set", "search.iterations=4", "-q"
 def test_version_and_help(restmcts):
     assert restmcts("version").out.startswith("restmcts 0.")
     assert "self-training" in restmcts().out
-    for command in ("run", "solve", "search", "label", "evaluate", "generate", "report", "train"):
+    for command in ("run", "solve", "search", "label", "evaluate", "compare", "generate", "report", "train"):
         assert restmcts(command, "--help").code == 0
 
 
@@ -111,6 +111,75 @@ def test_search_label_evaluate_on_files(restmcts, problems):
     assert greedy.startswith("greedy")
     assert search.startswith("search")
     assert "of 12 right" in search
+
+
+def label_manifest(folder: str) -> dict:
+    return json.loads(Path(folder, "manifest.json").read_text())
+
+
+def test_stored_trees_are_labelled_by_any_rule(restmcts, problems):
+    restmcts(*SEARCH, "--problems", problems, "--out", "found")
+    assert restmcts("label", "found", "--out", "own", "-q").code == 0
+    assert label_manifest("own")["settings"]["labels"] == {"unsolved": "zero", "estimate": "hard"}  # as ever
+    assert restmcts("label", "found", "--out", "orm", "--set", "labels.rule=orm", "-q").code == 0
+    for row in read_jsonl("orm/value_rows.jsonl"):
+        assert row["labels"][-1] in (0.0, 1.0)
+        assert set(row["labels"][:-1]) <= {None}
+    again = restmcts(
+        "label", "found", "--out", "orm", "--set", "labels.rule=orm", "--set", "labels.estimate=soft", "-q"
+    )
+    assert "is finished" in again.out  # that setting means nothing to the rule
+    refused = restmcts("label", "found", "--out", "orm", "-q")
+    assert_one_line(refused, 'orm was made with labels.rule = "orm" (now nothing)')
+    missing = restmcts("label", "found", "--out", "ms", "--set", "labels.rule=math-shepherd", "-q")
+    assert_one_line(missing, "labels.rule = 'math-shepherd' needs completions", "'p", "--policy")
+    unknown = restmcts("label", "found", "--out", "x", "--set", "labels.rule=shepherd", "-q")
+    assert_one_line(unknown, "unknown labelling rule 'shepherd'; did you mean 'math-shepherd'?")
+
+
+@pytest.mark.parametrize("rule", ["math-shepherd", "omega-prm"])
+def test_a_policy_completes_stored_trees_and_they_can_be_labelled_again(restmcts, problems, rule):
+    rows = [
+        {"id": f"p{i}", "question": f"What is {i} * 3 + 8 - {2 * i} + 5 * 7?", "answer": str(i + 43)} for i in range(12)
+    ]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    restmcts(*SEARCH, "--problems", problems, "--out", "found")
+    ask = ("label", "found", "--out", "asked", "--policy", "scripted", "--set", f"labels.rule={rule}", "-q")
+    said = restmcts(*ask, "--set", "labels.completions=4")
+    assert said.code == 0
+    assert "tokens of completions: asked/trees.jsonl" in said.out
+    trees = {record["id"]: record for record in read_jsonl("asked/trees.jsonl")}
+    assert len(trees) == 12
+    spent = sum(record["usage"]["policy_tokens"] for record in trees.values())
+    assert spent == label_manifest("asked")["metrics"]["usage"]["policy_tokens"] > 0
+    for record in read_jsonl("asked/labels.jsonl"):
+        assert len(record["v"]) == len(trees[record["id"]]["parent"])
+    assert_one_line(restmcts(*ask), "search.samples = 4 (now 8)")
+
+    first = list(read_jsonl("asked/value_rows.jsonl"))
+    again = restmcts("label", "asked", "--out", "again", "--set", f"labels.rule={rule}", "-q")  # no policy needed now
+    assert again.code == 0
+    assert list(read_jsonl("again/value_rows.jsonl")) == first
+    for rule_ in ("rest-mcts", "orm"):
+        assert restmcts("label", "asked", "--out", rule_, "--set", f"labels.rule={rule_}", "-q").code == 0
+
+
+def test_completions_whose_stage_budget_is_spent_go_on_when_it_is_raised(restmcts, problems):
+    restmcts(*SEARCH, "--problems", problems, "--out", "found")
+    ask = ("label", "found", "--policy", "scripted", "--set", "labels.rule=math-shepherd", "-q")
+    whole = restmcts(*ask, "--out", "whole")
+    limit, asked = "stage_budget.policy_tokens", (*ask, "--out", "asked")
+    cut = restmcts(*asked, "--set", f"{limit}=150", "--set", "engine.concurrency=2")
+    assert cut.code == 0
+    assert "stage_budget is spent" in cut.out
+    assert 0 < len(list(read_jsonl("asked/labels.jsonl"))) < 12
+    assert restmcts(*asked, "--set", f"{limit}=150").out.splitlines()[1:] == cut.out.splitlines()
+    last = restmcts(*asked)
+    assert last.out == whole.out.replace("whole", "asked")
+    for name in ("value_rows", "policy_rows"):
+        key = json.dumps
+        found, expected = (sorted(map(key, read_jsonl(f"{folder}/{name}.jsonl"))) for folder in ("asked", "whole"))
+        assert found == expected
 
 
 def test_the_same_command_again_does_nothing_again(restmcts, problems):

@@ -62,17 +62,25 @@ def test_the_users_own_questions_replace_the_generated_ones():
 
 
 @pytest.mark.parametrize("preset", presets())
-def test_presets_are_complete_and_survive_a_round_trip(preset, tmp_path):
+def test_presets_survive_a_round_trip(preset, tmp_path):
     config = load_config(preset=preset)
-    config.check_complete()
     again = load_config(config_file(tmp_path, dump_yaml(config)))
     assert again == config
     assert yaml.safe_load(dump_yaml(config)).keys() == RunConfig.model_fields.keys()
 
 
-def test_the_demo_preset_ships():
-    assert "demo" in presets()
+def test_the_demo_preset_ships_and_is_a_whole_run():
     assert read_preset("demo")["policy"] == "embedded"
+    load_config(preset="demo").check_complete()
+
+
+def test_the_paper_preset_is_its_search_and_nothing_else(tmp_path):
+    config = load_config(config_file(tmp_path, "preset: paper\nsearch: {iterations: 40}\n"))
+    search = config.search
+    assert (search.method, search.iterations, search.branch, search.rollout_steps) == ("mcts_star", 40, 3, 2)
+    assert (search.self_critic, search.answer_rule, search.threshold) == (True, "best", 0.9)
+    assert config.evaluate.search == search
+    assert read_preset("paper").keys() == {"search"}
 
 
 def test_what_a_whole_run_needs():

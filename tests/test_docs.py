@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ import pytest
 
 import restmcts
 from restmcts import cli
+from restmcts.search import VARIANTS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -53,6 +55,7 @@ def test_commands_parse_and_their_settings_exist(command, tmp_path, monkeypatch)
     monkeypatch.setattr(cli, "_settings", stop)
     monkeypatch.setattr("restmcts.commands.write_generated", parsed)
     monkeypatch.setattr("restmcts.report.combine", parsed)
+    monkeypatch.setattr("restmcts.view.server.view", parsed)
     with pytest.raises(Parsed):
         cli._dispatch(shlex.split(command)[1:])
 
@@ -71,12 +74,30 @@ def test_commands_that_need_no_training_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for command in commands(ROOT / "README.md"):
         words = on_the_scripted_engine(command)
-        if words[0] in ("run", "report", "train"):
+        if words[0] in ("run", "report", "train", "view"):
             continue
         code = cli._dispatch([*words, *(["--quiet"] if words[0] not in ("solve", "generate") else [])])
         assert code in (None, 0) or (words[0] == "solve" and code == 1), capsys.readouterr()
     assert (tmp_path / "work" / "search" / "trees.jsonl").stat().st_size > 0
     assert (tmp_path / "work" / "label" / "labels.jsonl").stat().st_size > 0
+
+
+def test_the_commands_that_compare_run(tmp_path, monkeypatch, capsys):
+    """One after the other, on four questions; the last one adds to the first."""
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs" / "comparing.md"
+    (tmp_path / "data").mkdir()
+    lines = [{"id": f"p{i}", "question": f"What is {i} + 3 + {2 * i}?", "answer": str(3 * i + 3)} for i in range(4)]
+    (tmp_path / "data" / "heldout.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (settings,) = blocks(page, "yaml")
+    (tmp_path / "config.yaml").write_text(settings)
+    for command in commands(page):
+        assert cli._dispatch([*on_the_scripted_engine(command), "--quiet"]) in (None, 0), capsys.readouterr()
+    for out, files in (("work/compare", 4), ("work/ablations", 4)):
+        assert len(list((tmp_path / out).glob("arms/*/manifest.json"))) == files
+        for name in ("compare.md", "compare.svg", "rows.jsonl", "tests.jsonl", "greedy/rows.jsonl"):
+            assert (tmp_path / out / name).stat().st_size > 0
+    assert {"mcts_star_no_rollout", "best_of_n_min"} <= VARIANTS.keys()  # the page names them
 
 
 @pytest.mark.model

@@ -107,6 +107,24 @@ def test_the_scripted_pair_gains_by_searching():
     assert right(iterations=16, rollout_steps=32) > greedy + 5
 
 
+@pytest.mark.parametrize("method", [method for method in SEARCHES if method != "cot"])
+def test_every_method_makes_something_of_its_budget(method):
+    """A budget of eight chains: beams and breadth-first search share it out, the others take what is there."""
+    problems = make(60, terms=5)
+
+    def right(**options: Any) -> int:
+        options |= {"budget_tokens": 250, "step_tokens": 9, "temperature": 1.0, "branch": 4}
+        trees = search(problems, scripted_engines(), **options)
+        assert all(tree.usage.policy_tokens <= 250 for tree in trees)
+        return sum(tree.final_answer == tree.problem.answer for tree in trees)
+
+    one = right(method="cot")
+    assert one < 30
+    whole = method in ("beam", "tot_bfs")
+    many: dict[str, Any] = {"samples": 8 if whole else 1000, "iterations": 1000, "threshold": 2.0, "rollout_steps": 32}
+    assert right(method=method, **many) >= one + 10
+
+
 def test_problems_are_drawn_as_trees_finish():
     drawn, done = 0, 0
 

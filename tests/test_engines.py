@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,19 @@ def test_samples_do_not_depend_on_batch_mates(tiny_model_dir: Path) -> None:
     assert same_draws(crowd[12], alone)
     assert [len(r.samples) for r in crowd] == [m.n for m in (*mates, request, *mates)]
     assert len({s.step.ids for s in alone.samples}) > 1, "samples of one request differ"
+
+
+def test_samples_can_be_asked_for_bit_by_bit(tiny_model_dir: Path, tiny_value_dir: Path) -> None:
+    whole = propose(PATH[:1], n=5, seed=11)
+    parts = [replace(whole, first=3, n=2), replace(whole, n=3)]
+    policy = load_policy(tiny_model_dir, PromptSettings(), SETTINGS)
+    found, last, first = asyncio.run(closing(policy, whole, *parts))
+    assert same_draws(replace(first, samples=first.samples + last.samples), found)
+    assert sum(s.tokens for s in found.samples) == found.usage.policy_tokens
+    value = load_value(tiny_value_dir, PromptSettings(), SETTINGS)
+    (scores,) = asyncio.run(closing(value, Score(PROBLEM, (PATH[:1], PATH))))
+    assert len(scores.tokens) == 2
+    assert sum(scores.tokens) == scores.usage.value_tokens
 
 
 def test_small_cache_changes_nothing(tiny_model_dir: Path, tiny_value_dir: Path) -> None:

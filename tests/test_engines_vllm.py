@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -367,6 +368,16 @@ class TestWithVllm:
         assert policy.identity == other.identity
         assert reply.usage.prompt_tokens == len(sent[0]["ids"])
         asyncio.run(other.close())
+
+    def test_samples_can_be_asked_for_bit_by_bit(self, policy: Any) -> None:
+        (request,) = questions(1, n=4, temperature=1.0, max_tokens=24)
+        (whole,), (last,), (first,) = (
+            ask(policy, part) for part in (request, replace(request, first=2, n=2), replace(request, n=2))
+        )
+        assert [s.step.text for s in (*first.samples, *last.samples)] == [s.step.text for s in whole.samples]
+        assert sum(s.tokens for s in whole.samples) == whole.usage.policy_tokens
+        (greedy,) = ask(policy, replace(request, temperature=0.0))
+        assert [s.tokens for s in greedy.samples] == [greedy.usage.policy_tokens, 0, 0, 0]
 
     def test_steps_end_at_the_delimiter(self, policy: Any) -> None:
         replies = ask(policy, *questions(8, n=4, temperature=1.0, max_tokens=40))

@@ -11,7 +11,7 @@ import pytest
 
 from restmcts import loop
 from restmcts.config import RunConfig, load_config
-from restmcts.errors import ConfigError, TaskError
+from restmcts.errors import ConfigError, FixedModelError, TaskError
 from restmcts.report import report
 from restmcts.results import load_run
 from restmcts.store import read_jsonl, write_jsonl
@@ -89,6 +89,62 @@ def test_the_report_shows_the_gain(straight: Path):
     facts = run.of_kind("label")[1]["metrics"]
     assert 0 < facts["solved"] <= facts["reached"] <= 12
     assert run.of_kind("search")[1]["usage"]["policy_tokens"] > 0
+
+
+def test_settings_that_a_label_stage_was_made_with(straight: Path):
+    """Word for word: a run that is finished stays finished, whatever other rules there come to be."""
+    manifest = json.loads((straight / "round-1/label/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["settings"] == {
+        "labels": {"unsolved": "zero", "estimate": "hard"},
+        "traces_per_question": 4,
+        "pick": "value",
+        "value_traces_per_question": 16,
+        "accumulate": False,
+        "keep_worked": True,
+        "seed": 0,
+    }
+
+
+def test_a_rule_that_needs_completions_asks_for_them_in_a_stage_of_its_own(tmp_path: Path, straight: Path):
+    rules = {"rule": "math-shepherd", "estimate": "soft", "completions": 3}
+    loop.run(config(tmp_path, rounds=2, accumulate=True, labels=rules), tools=AdderTools())
+    out = tmp_path / "run"
+    assert [stage for stage in stages_of(out) if stage.startswith("round-1/")][:3] == [
+        "round-1/search", "round-1/completions", "round-1/label"
+    ]  # fmt: skip
+    trees = list(read_jsonl(out / "round-1/completions/trees.jsonl"))
+    assert sorted(tree["id"] for tree in trees) == sorted(f"sum-{i}" for i in range(12))
+    assert any("completion" in tree["origin"] for tree in trees)
+    labels = list(read_jsonl(out / "round-1/label/labels.jsonl"))
+    shares = {v for record in labels for v in record["v"] if v is not None}
+    assert {0.0, 1.0} < shares
+    assert {round(3 * v, 6) for v in shares} <= {0, 1, 2, 3}
+    run = load_run(out)
+    assert run.of_kind("completions")[1]["usage"]["policy_tokens"] > 0
+    for name in ("solved", "reached", "finished", "right_traces"):  # what the search found, with or without completions
+        assert run.of_kind("label")[1]["metrics"][name] == load_run(straight).of_kind("label")[1]["metrics"][name]
+    assert "round-1/completions" in (out / "report.md").read_text(encoding="utf-8")
+
+    tools = AdderTools()
+    changed = config(tmp_path, rounds=2, accumulate=True, labels=rules | {"estimate": "hard"})
+    with pytest.raises(ConfigError, match='stage round-1/label was made with labels.estimate = "soft"'):
+        loop.run(changed, tools=tools)
+    assert tools.calls == []
+
+
+def test_the_outcome_rule_asks_for_nothing(tmp_path: Path):
+    loop.run(config(tmp_path, rounds=1, labels={"rule": "orm"}), tools=AdderTools())
+    out = tmp_path / "run"
+    assert not (out / "round-1/completions").exists()
+    for row in read_jsonl(out / "round-1/label/value_rows.jsonl"):
+        if row["problem_id"] in {f"sum-{i}" for i in range(12)}:
+            assert row["labels"][-1] in (0.0, 1.0)
+
+
+def test_the_first_value_model_may_be_taught_by_completions_too(tmp_path: Path):
+    settings = config(tmp_path, warm=False, rounds=1, labels={"rule": "omega-prm", "completions": 2})
+    loop.run(settings, tools=AdderTools())
+    assert "round-0/completions" in stages_of(tmp_path / "run")
 
 
 def test_rows_come_from_this_round_and_the_worked_examples(straight: Path):
@@ -222,6 +278,30 @@ def test_a_trained_value_model_is_used_as_it_is(tmp_path: Path):
     (tmp_path / "value" / "skill.json").write_text("0.5", encoding="utf-8")
     loop.run(config(tmp_path, warm=False, rounds=1, value=str(tmp_path / "value")), tools=AdderTools())
     assert not any(stage.startswith("round-0") for stage in stages_of(tmp_path / "run"))
+
+
+class FixedTools(AdderTools):
+    """With a value model that is not trained."""
+
+    def train(self, kind: str, rows: Any, *, base: str | Path, out: Path, **more: Any) -> Any:
+        if kind == "value":
+            raise FixedModelError("a public model")
+        return super().train(kind, rows, base=base, out=out, **more)
+
+    def is_value_model(self, spec: str | Path) -> bool:
+        return True
+
+
+def test_a_value_model_that_is_not_trained_serves_all_rounds(tmp_path: Path):
+    tools = FixedTools()
+    loop.run(config(tmp_path, value="rlhflow:someone/prm"), tools=tools)
+    for stage in ("round-0", "round-1", "round-2"):
+        manifest = json.loads((tmp_path / "run" / stage / "value" / "manifest.json").read_text(encoding="utf-8"))
+        assert manifest["metrics"]["kept"]
+        assert manifest["settings"]["base"] == "rlhflow:someone/prm"
+    searched = json.loads((tmp_path / "run" / "round-2" / "search" / "manifest.json").read_text(encoding="utf-8"))
+    assert searched["settings"]["value"] == "rlhflow:someone/prm"
+    assert "train policy" in tools.calls
 
 
 def test_without_held_out_questions_nothing_is_measured(tmp_path: Path):

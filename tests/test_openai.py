@@ -149,6 +149,16 @@ def test_a_server_that_makes_one_sample_at_a_time_is_asked_for_each() -> None:
     assert reply.usage.requests == 4
 
 
+def test_samples_can_be_asked_for_bit_by_bit() -> None:
+    with FakeServer(several=False) as fake:
+        whole, part = ask(connect(fake), propose(PATH, n=4), propose(PATH, n=2, first=2))
+    assert part.samples == whole.samples[2:]
+    with FakeServer() as fake:
+        first, further = ask(connect(fake), propose(PATH, n=2), propose(PATH, n=3, first=2))
+        assert fake.requests[-1][1]["seed"] != fake.requests[-2][1]["seed"], "drawn independently"
+    assert (len(first.samples), len(further.samples)) == (2, 3)
+
+
 def test_a_system_message_that_is_refused_leads_the_question() -> None:
     with FakeServer(refuses={"system"}) as fake:
         ask(connect(fake), propose(PATH))
@@ -252,6 +262,32 @@ def test_a_search_through_a_server(knows: dict[str, Any]) -> None:
 )
 def test_a_score_is_read_strictly(said: str, score: float | None) -> None:
     assert read_score(said) == score
+
+
+def test_a_judge_scores_what_is_given_without_a_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"id": f"gsm8k-{i}", "problem": "What is 3 + 4?", "steps": ["3 + 4 = 7", f"7 + {i} = {7 + i}"], "label": i - 1}
+        for i in range(2)
+    ]
+    Path("bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with FakeServer(judge=lambda question: "9" if "7 + " in question else "4") as fake:
+        words = [
+            "evaluate",
+            "value",
+            "--value",
+            f"judge:{fake.model}",
+            "--processbench",
+            "bench.jsonl",
+            "--out",
+            "lens",
+        ]
+        words += ["-q", "--set", f"engine.server.base_url={fake.url}"]
+        assert guarded(cli._dispatch, words) == 0, capsys.readouterr()
+    kept = [json.loads(line)["values"] for line in Path("lens/values/processbench.jsonl").read_text().splitlines()]
+    assert kept == [[None, 0.4, 0.9]] * 2
 
 
 def test_a_judge_without_a_score_has_failed() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from restmcts import report, results, tables
+from restmcts import findings, report, results, tables
 from restmcts.errors import StoreError
 from restmcts.evaluate import Row, read_rows
 from restmcts.metrics import ValuePoints, value_quality
@@ -176,7 +176,7 @@ def test_the_cost_of_a_stage_in_cells(run: Path):
         "seconds": 50.0, "policy_tokens": 1000, "value_tokens": 700, "policy_busy": 40.0, "value_busy": 5.0
     }  # fmt: skip
     write_jsonl(run / "metrics.jsonl", records)
-    table = report.cost_table([results.load_run(run)])
+    table = findings.cost_table([results.load_run(run)])
     cells = {cells[0]: cells for cells in table.rows}
     shown = ["1 min 01 s", "1,000", "5,000", "80.0 %", "700", "90", "20", "80.0 % + 10.0 %", tables.ABSENT]
     assert cells["round-1/search"][1:] == shown

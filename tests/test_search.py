@@ -15,7 +15,7 @@ from restmcts.errors import ConfigError
 from restmcts.search import SEARCHES, SearchSettings, get_search
 from restmcts.search.nodes import add_samples, conclude, new_tree, path_probabilities
 from restmcts.types import Critique, Failed, Proposals, Propose, Reply, Request, Sample, Scores, Step, Tree, Verdict
-from tests.playing import MANY, PROBLEM, TASK, Book, path_text, play, samples
+from tests.playing import EACH, PROBLEM, TASK, Book, path_text, play, samples
 
 TEXTS = ["a", "b", "c", "d", "", " ", "Answer: 7", "Answer: 8"]
 
@@ -74,6 +74,10 @@ settings_strategy = st.builds(
     temperature=st.floats(0, 1),
     self_critic=st.booleans(),
     answer_rule=st.sampled_from([None, "majority", "weighted", "posterior", "best"]),
+    step_aggregation=st.sampled_from(["last", "last", "min", "mean", "product"]),
+    rollout=st.sampled_from(["greedy", "random"]),
+    backup=st.sampled_from(["weighted", "vanilla"]),
+    prune=st.floats(0, 1),
     samples=st.integers(1, 6),
     parallel=st.sampled_from([1, 1, 2, 5]),
     stop_decided=st.booleans(),
@@ -88,7 +92,7 @@ noise = {
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-@MANY
+@EACH
 @given(**noise)
 def test_every_tree_of_every_method(name, settings, seed, failures, requests):
     engine = Noise(seed, failures)
@@ -159,7 +163,7 @@ def check_requests(tree: Tree, requests: list[Request], settings: SearchSettings
 
 
 @pytest.mark.parametrize("name", SEARCHES)
-@MANY
+@EACH
 @given(**noise)
 def test_the_same_replies_make_the_same_tree(name, settings, seed, failures, requests):
     one, two = (
@@ -394,8 +398,8 @@ def test_the_posterior_is_decided_when_too_little_was_not_found(second, stop):
 
 
 @pytest.mark.parametrize("engine", [Noise, Telling])
-@pytest.mark.parametrize("name", ["sample", "mcts_star"])
-@MANY
+@pytest.mark.parametrize("name", SEARCHES)
+@EACH
 @given(settings=settings_strategy, seed=st.integers(0, 2**32), failures=st.sampled_from([0.0, 0.2]))
 def test_what_is_decided_is_not_changed_by_more_search(name, engine, settings, seed, failures):
     def answer(**changes: object) -> Tree:

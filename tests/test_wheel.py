@@ -54,7 +54,9 @@ def test_what_is_in_the_wheel(wheel):
         "restmcts/py.typed",
         "restmcts/__init__.pyi",
         "restmcts/presets/demo.yaml",
+        "restmcts/presets/paper.yaml",
         "restmcts/prompts/english.yaml",
+        *(f"restmcts/view/static/{file.name}" for file in (ROOT / "src/restmcts/view/static").iterdir()),
     } <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert {name.split("/")[0].split("-")[0] for name in names} == {"restmcts"}

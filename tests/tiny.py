@@ -43,8 +43,11 @@ _TEXT = [
 ]
 
 
-def tiny_tokenizer(family: str = "qwen") -> Any:
-    """A byte-level tokenizer of some 400 tokens, digits apart, with the family's special tokens and chat format."""
+def tiny_tokenizer(family: str = "qwen", extra: tuple[str, ...] = ()) -> Any:
+    """A byte-level tokenizer of some 400 tokens, digits apart, with the family's special tokens and chat format.
+
+    `extra` are further special tokens.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -53,7 +56,7 @@ def tiny_tokenizer(family: str = "qwen") -> Any:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    special = SPECIAL[family]
+    special = [*SPECIAL[family], *extra]
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         special_tokens=special,
@@ -64,8 +67,8 @@ def tiny_tokenizer(family: str = "qwen") -> Any:
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token=special[0] if family in ("llama", "mistral") else None,
-        eos_token=special[-1],
-        pad_token=special[-1],
+        eos_token=SPECIAL[family][-1],
+        pad_token=SPECIAL[family][-1],
     )
     fast.chat_template = TEMPLATES[family]
     return fast
@@ -117,5 +120,71 @@ def tiny_value(folder: Path, family: str = "qwen", *, seed: int = 1, **changes: 
     config.num_labels = 1
     config.pad_token_id = tokenizer.pad_token_id
     AutoModelForTokenClassification.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+# ---------------------------------------------------------------- public process reward models, random and tiny
+
+
+def sentencepiece_tokenizer() -> Any:
+    """As Llama's and Mistral's: spaces are part of the words after them, a beginning is marked, `ки` is one token."""
+    import string
+
+    from tokenizers import Tokenizer, decoders, models, normalizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Replace("▁", " ")
+    alphabet = [character for character in string.printable if character != " "]
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    words = [word for text in _TEXT for word in text.split()] + ["ки", "+", "-"] * 50
+    tokenizer.train_from_iterator(words, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def tiny_prm(folder: Path, style: str, *, seed: int = 3) -> Path:
+    """Write a tiny random process reward model of a family in `models.PRM_STYLES`, as its makers publish it."""
+    import json
+
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, Qwen2Config
+
+    torch.manual_seed(seed)
+    if style == "qwen":
+        tokenizer = tiny_tokenizer("qwen", ("<extra_0>",))
+        size = tiny_config("qwen", len(tokenizer)).to_dict()
+        names = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads"
+        config = Qwen2Config(**{name: size[name] for name in names.split()}, tie_word_embeddings=False)
+        model = AutoModelForCausalLM.from_config(config)
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}  # lm_head included, as there
+        width = config.hidden_size
+        for layer, rows in ((0, width), (2, 2)):
+            state[f"score.{layer}.weight"] = torch.randn(rows, width) / 4
+            state[f"score.{layer}.bias"] = torch.randn(rows) / 4
+        folder.mkdir(parents=True, exist_ok=True)
+        from safetensors.torch import save_file
+
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        published = config.to_dict() | {"architectures": ["Qwen2ForProcessRewardModel"], "model_type": "qwen2"}
+        published["auto_map"] = {
+            "AutoConfig": "configuration_qwen2_rm.Qwen2RMConfig",
+            "AutoModel": "modeling_qwen2_rm.Qwen2ForProcessRewardModel",
+        }
+        (folder / "config.json").write_text(json.dumps(published))
+    else:
+        tokenizer = sentencepiece_tokenizer() if style == "math-shepherd" else tiny_tokenizer("llama")
+        config = tiny_config({"math-shepherd": "mistral", "trl": "qwen"}.get(style, "llama"), len(tokenizer))
+        kind = AutoModelForCausalLM
+        if style == "trl":
+            config.num_labels, kind = 2, AutoModelForTokenClassification
+        model = kind.from_config(config)
+        for parameter in model.parameters():
+            parameter.data *= 3  # so that values are not all near a half
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

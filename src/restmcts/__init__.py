@@ -28,7 +28,7 @@ _HOME = {
     "train.policy": ["train_policy"],
     "train.value": ["train_value"],
     "config": ["RunConfig", "load_config"],
-    "api": ["label", "solve"],
+    "api": ["complete", "label", "solve"],
     "loop": ["run"],
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

@@ -1,6 +1,6 @@
 """The public names, for type checkers and editors."""
 
-from restmcts.api import label as label, solve as solve
+from restmcts.api import complete as complete, label as label, solve as solve
 from restmcts.config import RunConfig as RunConfig, load_config as load_config
 from restmcts.datasets import policy_rows as policy_rows, value_rows as value_rows
 from restmcts.encoding import PromptSettings as PromptSettings

@@ -18,6 +18,7 @@ from restmcts.shell import guarded
 
 if TYPE_CHECKING:
     from restmcts.config import RunConfig
+    from restmcts.console import Progress
 
 app = typer.Typer(
     name="restmcts",
@@ -28,6 +29,8 @@ app = typer.Typer(
 )
 train = typer.Typer(help="Train one of the two models on rows that `restmcts label` wrote.")
 app.add_typer(train, name="train")
+evaluation = typer.Typer(invoke_without_command=True)
+app.add_typer(evaluation, name="evaluate")
 
 Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings")]
 Preset = Annotated[str | None, typer.Option(help="built-in settings to start from, e.g. demo")]
@@ -42,6 +45,10 @@ Problems = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="folder for the results; run the same command again to resume")]
 Seed = Annotated[int | None, typer.Option(help="of everything random")]
+Redo = Annotated[
+    list[str] | None,
+    typer.Option(metavar="STAGE", help="set aside a stage (named as its folder) and all that follows from it"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
 
 
@@ -79,10 +86,7 @@ def run(
     seed: Seed = None,
     rounds: Annotated[int | None, typer.Option(help="rounds of search and training")] = None,
     overrides: Set = None,
-    redo: Annotated[
-        list[str] | None,
-        typer.Option(metavar="STAGE", help="set aside a stage (round-1/search) and all that follows from it"),
-    ] = None,
+    redo: Redo = None,
     quiet: Quiet = False,
 ) -> None:
     """Take a model through the whole self-training loop; the same command resumes after any interruption."""
@@ -91,7 +95,6 @@ def run(
     from restmcts.console import Progress
     from restmcts.loop import run as run_loop
     from restmcts.report import report
-    from restmcts.store import RunFolder
 
     flags = {
         "policy": policy,
@@ -106,10 +109,7 @@ def run(
     settings = _settings(config, preset, overrides, **flags)
     settings.check_complete()
     with Progress(mode="quiet" if quiet else "auto") as progress:
-        if redo:
-            with RunFolder(settings.out) as folder:
-                for stage in redo:
-                    progress.say(f"set aside: {', '.join(folder.redo(stage))}")
+        _set_aside(settings.out, redo, progress)
         run_loop(settings, progress=progress)
     path = report(settings.out, Console())
     print(f"report: {path}")
@@ -119,6 +119,7 @@ def run(
 def report_command(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders; several are seeds of one run")],
     out: Annotated[Path | None, typer.Option(help="also write the report to this Markdown file")] = None,
+    html: Annotated[Path | None, typer.Option(help="also write it as one HTML file with plots and trees")] = None,
 ) -> None:
     """Show the tables of a finished run, or of several seeds of it together."""
     from rich.console import Console
@@ -126,6 +127,33 @@ def report_command(
     from restmcts.report import combine
 
     combine(runs, Console(), out)
+    if html is not None:
+        from restmcts.view.page import write_page
+
+        write_page(runs, html)
+        print(f"page: {html}")
+
+
+@app.command()
+def view(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run or of one stage, finished or not")],
+    host: Annotated[str, typer.Option(help="address to listen on; another than this machine's own needs a token")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int | None, typer.Option(help="default: the first free one from 8421 on")] = None,
+    browser: Annotated[bool, typer.Option(help="open it in the browser")] = True,
+) -> None:
+    """Look at a run in the browser: its numbers, its questions, its search trees; also while it is going."""
+    from restmcts.view.server import view as serve
+
+    def show(url: str) -> None:
+        print(f"{run}: {url}  (Ctrl-C ends it)", flush=True)
+        if browser:
+            import webbrowser
+
+            webbrowser.open(url)
+
+    serve(run, host=host, port=port, show=show)
 
 
 # ---------------------------------------------------------------- one question
@@ -186,16 +214,19 @@ def search(
 def label(
     trees: Annotated[Path, typer.Argument(help="trees.jsonl of a search, or its folder")],
     out: Out,
+    policy: Annotated[
+        str | None, typer.Option(help="who completes the steps, for the rules math-shepherd and omega-prm")
+    ] = None,
     config: Config = None,
     preset: Preset = None,
     overrides: Set = None,
     seed: Seed = None,
     quiet: Quiet = False,
 ) -> None:
-    """Grade the answers of stored trees and infer process rewards; writes labels and training rows to OUT."""
+    """Grade the answers of stored trees and label their steps; writes labels and training rows to OUT."""
     from restmcts.commands import label_stored_trees
 
-    label_stored_trees(_settings(config, preset, overrides, seed=seed), trees, out, _progress(quiet))
+    label_stored_trees(_settings(config, preset, overrides, policy=policy, seed=seed), trees, out, _progress(quiet))
 
 
 @train.command(name="policy")
@@ -232,9 +263,12 @@ def train_value(
     train_model("value", _settings(config, preset, overrides, seed=seed), rows, base, out, _progress(quiet))
 
 
-@app.command()
+@evaluation.callback()
 def evaluate(
-    out: Out,
+    context: typer.Context,
+    out: Annotated[
+        Path | None, typer.Option(help="folder for the results; run the same command again to resume")
+    ] = None,
     policy: Policy = None,
     value: Value = None,
     problems: Problems = None,
@@ -244,11 +278,99 @@ def evaluate(
     seed: Seed = None,
     quiet: Quiet = False,
 ) -> None:
-    """Answer problems with known answers, greedily and by search; shows accuracy with interval, and cost."""
+    """Answer problems with known answers, greedily and by search; shows accuracy with interval, and cost.
+
+    `restmcts evaluate value` evaluates a value model alone.
+    """
     from restmcts.commands import evaluate_problems
 
+    if context.invoked_subcommand is not None:
+        if any(context.params.values()):
+            context.fail(f"options belong after {context.invoked_subcommand!r}")
+        return
+    if out is None:
+        context.fail("Missing option '--out'")
     settings = _settings(config, preset, overrides, policy=policy, value=value, problems=problems, seed=seed)
     evaluate_problems(settings, out, _progress(quiet))
+
+
+@evaluation.command(name="value")
+def evaluate_value(
+    out: Out,
+    value: Value = None,
+    processbench: Annotated[
+        list[str] | None,
+        typer.Option(help="file with problem, steps and label; or processbench, processbench@gsm8k (from the hub)"),
+    ] = None,
+    trees: Annotated[
+        Path | None, typer.Option(help="trees.jsonl of a search, or its folder; of the method `sample` for Best-of-N")
+    ] = None,
+    threshold: Annotated[
+        str,
+        typer.Option(help="of ProcessBench: a number, the subset to choose it on, or halves: each half by the other"),
+    ] = "halves",
+    config: Config = None,
+    preset: Preset = None,
+    overrides: Set = None,
+    seed: Seed = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a value model: on ProcessBench, and on stored trees with known answers.
+
+    Shows F1 on ProcessBench, Best-of-N and weighted votes over stored samples, error by depth, calibration, and how
+    siblings are ranked; writes them to OUT/evaluate-value.md and OUT/metrics.json.
+    """
+    from restmcts.commands import evaluate_value as run
+
+    settings = _settings(config, preset, overrides, value=value, seed=seed)
+    run(settings, processbench or [], trees, threshold, out, _progress(quiet))
+
+
+@app.command()
+def compare(
+    out: Out,
+    policy: Policy = None,
+    value: Value = None,
+    problems: Problems = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="A,B,…", help="search methods, or arms of the settings (compare.arms)")
+    ] = None,
+    budgets: Annotated[
+        str | None, typer.Option(metavar="1,2,…", help="tokens for a question, in greedy answers' worth or --unit")
+    ] = None,
+    unit: Annotated[str | None, typer.Option(help="what budgets count: answers or tokens")] = None,
+    seeds: Annotated[int | None, typer.Option(help="how often every question is answered")] = None,
+    baseline: Annotated[str | None, typer.Option(help="test the others against this one; default: all pairs")] = None,
+    config: Config = None,
+    preset: Preset = None,
+    overrides: Set = None,
+    seed: Seed = None,
+    redo: Redo = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compare search methods at equal budgets of tokens: accuracy against cost, with intervals and tests.
+
+    Arms, budgets and seeds can be added later with the same --out.
+    """
+    from rich.console import Console
+
+    from restmcts.compare.command import compare_methods
+    from restmcts.compare.report import MARKDOWN, PLOT
+
+    flags = {"budgets": _listed(budgets), "methods": _listed(methods), "unit": unit, "seeds": seeds}
+    given = {name: value for name, value in (flags | {"baseline": baseline}).items() if value is not None}
+    models = {"policy": policy, "value": value, "problems": problems, "seed": seed}
+    settings = _settings(config, preset, overrides, **models, compare=given or None)
+    progress = _progress(quiet)
+    _set_aside(out, redo, progress)
+    console = Console()
+    for table in compare_methods(settings, out, progress):
+        table.show(console)
+    print(f"report: {out / MARKDOWN}, plot: {out / PLOT}")
+
+
+def _listed(text: str | None) -> list[str] | None:
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
 
 
 # ---------------------------------------------------------------- odds and ends
@@ -279,6 +401,15 @@ def _settings(path: Path | None, preset: str | None, overrides: list[str] | None
     from restmcts.config import load_config
 
     return load_config(path, preset=preset, flags=flags, overrides=overrides or ())
+
+
+def _set_aside(out: Path, stages: list[str] | None, progress: Progress) -> None:
+    from restmcts.store import RunFolder
+
+    if stages:
+        with RunFolder(out) as folder:
+            for stage in stages:
+                progress.say(f"set aside: {', '.join(folder.redo(stage))}")
 
 
 def _progress(quiet: bool) -> Any:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from restmcts import datasets
 from restmcts.api import solve
+from restmcts.completing import complete_trees, completion_settings, needs_completions
 from restmcts.config import RunConfig
 from restmcts.console import Progress, number
 from restmcts.data import DATA_FILES
 from restmcts.engines import Engines
 from restmcts.engines.opening import SCRIPTED, Say, load_engines
-from restmcts.errors import ConfigError, StoreError
+from restmcts.errors import ConfigError, StoreError, TaskError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all
 from restmcts.job import Job, Kind, OpenOnDemand, models_and_files, take_up_again
+from restmcts.lens.measure import score_and_measure
+from restmcts.lens.processbench import check_threshold, load_samples
+from restmcts.lens.show import tables
 from restmcts.loop import ModelTools
+from restmcts.search import SearchSettings
 from restmcts.seeds import derive_seed
 from restmcts.stages import LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.store import RunFolder, StageFolder, read_jsonl
@@ -57,7 +62,7 @@ def print_solution(tree: Tree) -> None:
 
 def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     """Search every problem; OUT/trees.jsonl grows tree by tree."""
-    problems = _problems(config, need_answer=False)
+    problems = problems_of(config, need_answer=False)
 
     def work(stage: StageFolder, job: Job) -> dict[str, Any]:
         account = job.account(stage)
@@ -87,24 +92,27 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
         config, out, progress, work, settings=_asked(config), inputs={"problems": config.problems, **_models(config)}
     )
     print(f"{metrics['problems']} trees, {metrics['answered']} with an answer: {out / TREES}")
-    _say_owed(metrics)
+    say_owed(metrics)
 
 
 def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Progress) -> None:
-    """Grade, label and turn into rows the trees of a file."""
+    """Grade, label and turn into rows the trees of a file; with a policy, after the completions that the rule needs."""
     trees = _file(trees, TREES)
     pick, per_question = config.policy_training.pick, config.policy_training.traces_per_question
+    value_per_question = config.value_training.traces_per_question
+    rules, seed = config.labels, derive_seed(config.seed, "label")
+    asks = config.policy is not None and needs_completions(rules)
 
     def work(stage: StageFolder, job: Job) -> dict[str, Any]:
         progress.stage("label")
-        found = read_trees(trees)
+        found, cost = read_trees(trees), dict[str, Any]()
+        if asks:
+            cost = _complete(job, stage, found)
+            found = read_trees(stage.path / TREES)
         correct = datasets.verify(found, job.grader)
-        labels = datasets.label_trees(found, correct, unsolved=config.labels.unsolved, estimate=config.labels.estimate)
-        seed = derive_seed(config.seed, "label")
+        labels = datasets.label_trees(found, correct, rule=rules.rule, unsolved=rules.unsolved, estimate=rules.estimate)
         for_policy = datasets.policy_rows(found, labels, traces_per_question=per_question, pick=pick, seed=seed)
-        for_value = datasets.value_rows(
-            found, labels, traces_per_question=config.value_training.traces_per_question, seed=seed
-        )
+        for_value = datasets.value_rows(found, labels, traces_per_question=value_per_question, seed=seed)
         datasets.write_rows(stage.path / LABELS, labels)
         datasets.write_rows(stage.path / POLICY_ROWS, for_policy)
         datasets.write_rows(stage.path / VALUE_ROWS, for_value)
@@ -114,18 +122,49 @@ def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Prog
             "reached": reached,
             "policy_rows": len(for_policy),
             "value_rows": len(for_value),
+            **cost,
         }
 
-    settings = {
-        "labels": config.labels.model_dump(mode="json"),
+    settings: dict[str, Any] = {
+        "labels": rules.of_rule(),
         "policy_training": {"traces_per_question": per_question, "pick": pick},
-        "value_training": {"traces_per_question": config.value_training.traces_per_question},
+        "value_training": {"traces_per_question": value_per_question},
         "seed": config.seed,
     }
-    m = _stage(config, out, progress, work, settings=settings, inputs={"trees": trees})
+    inputs: dict[str, str | Path | None] = {"trees": trees}
+    if asks:
+        chosen = completion_settings(rules, config.search)
+        settings |= {"search": chosen.model_dump(mode="json"), "prompt": config.prompt.model_dump(mode="json")}
+        inputs["policy"] = config.policy
+    m = _stage(config, out, progress, work, settings=settings, inputs=inputs)
     print(f"{m['reached']} of {m['trees']} trees reached the right answer")
+    if asks:
+        print(f"{number(m['usage']['policy_tokens'])} tokens of completions: {out / TREES}")
+        say_owed(m)
     print(f"{m['policy_rows']} rows for the policy: {out / POLICY_ROWS}")
     print(f"{m['value_rows']} rows for the value model: {out / VALUE_ROWS}")
+
+
+def _complete(job: Job, stage: StageFolder, trees: list[Tree]) -> dict[str, Any]:
+    """Have the policy complete the steps of `trees`; the stage's trees.jsonl grows tree by tree. Returns the cost."""
+    config, account = job.config, job.account(stage)
+    with OpenOnDemand(partial(open_engines, config.model_copy(update={"value": None}), job.progress.say)) as engines:
+        completed = complete_trees(
+            trees,
+            config.labels,
+            config.search,
+            engines(),
+            grader=job.grader,
+            seed=derive_seed(config.seed, "completions"),
+            concurrency=config.engine.concurrency,
+            traces_per_question=config.value_training.traces_per_question,
+            choice_seed=derive_seed(config.seed, "label"),
+            path=stage.path / TREES,
+            on_tree=job.watch(stage, len(trees), account),
+            account=account,
+        )
+        kind = engines().kind
+    return {**completed.summary(), "engine": kind, "speed": account.speed()}
 
 
 def train_model(kind: Kind, config: RunConfig, rows: Path, base: str, out: Path, progress: Progress) -> None:
@@ -150,7 +189,7 @@ def train_model(kind: Kind, config: RunConfig, rows: Path, base: str, out: Path,
 
 def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
     """Measure greedy answers and search on problems with known answers."""
-    problems = _problems(config, need_answer=True)[: config.evaluate.limit]
+    problems = problems_of(config, need_answer=True)[: config.evaluate.limit]
     methods = list(config.evaluate.methods)
     if "search" in methods and config.value is None and config.policy != SCRIPTED:
         methods.remove("search")
@@ -160,31 +199,72 @@ def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
         job = Job(config, folder, grader, progress, ModelTools(config, progress.say))
         for mode in methods:
             search = greedy(config.evaluate.search) if mode == "greedy" else config.evaluate.search
-            settings = {**_asked(config), "search": search.model_dump(mode="json")}
-            named, files = models_and_files({"problems": config.problems, **_models(config)})
-            with folder.stage(mode, settings={**settings, **named}, inputs=files) as stage:
-                take_up_again(stage, config.stage_budget.budget())
-                if not stage.done:
-                    account = job.account(stage)
-                    result = evaluate(
-                        problems,
-                        search.method,
-                        search,
-                        engines(),
-                        grader=grader,
-                        seed=config.seed,
-                        concurrency=config.engine.concurrency,
-                        folder=stage.path,
-                        on_tree=job.watch(stage, len(problems), account),
-                        account=account,
-                    )
-                    facts = {"engine": engines().kind, "speed": account.speed()}
-                    stage.finish({**result.summary(), **facts})
-                    progress.finish()
-                assert stage.manifest is not None
-                print(_accuracy_line(mode, stage.manifest.metrics))
-                _say_owed(stage.manifest.metrics)
+            metrics = measure(job, mode, problems, search, engines, settings=_asked(config), inputs=_models(config))
+            print(_accuracy_line(mode, metrics))
+            say_owed(metrics)
     print(f"rows and trees: {out}")
+
+
+def measure(
+    job: Job,
+    name: str,
+    problems: Sequence[Problem],
+    search: SearchSettings,
+    engines: OpenOnDemand,
+    *,
+    settings: Mapping[str, Any],
+    inputs: Mapping[str, str | Path | None],
+) -> dict[str, Any]:
+    """Do stage `name`, which answers problems and scores the answers, or find it done; returns its metrics."""
+    config = job.config
+    named, files = models_and_files({"problems": config.problems, **inputs})
+    settings = {**settings, "search": search.model_dump(mode="json"), **named}
+    with job.folder.stage(name, settings=settings, inputs=files) as stage:
+        take_up_again(stage, config.stage_budget.budget())
+        if not stage.done:
+            account = job.account(stage)
+            result = evaluate(
+                problems,
+                search.method,
+                search,
+                engines(),
+                grader=job.grader,
+                seed=config.seed,
+                concurrency=config.engine.concurrency,
+                folder=stage.path,
+                on_tree=job.watch(stage, len(problems), account),
+                account=account,
+            )
+            stage.finish({**result.summary(), "engine": engines().kind, "speed": account.speed()})
+            job.progress.finish()
+        assert stage.manifest is not None
+        return stage.manifest.metrics
+
+
+def evaluate_value(
+    config: RunConfig, bench: Sequence[str], trees: Path | None, threshold: str, out: Path, progress: Progress
+) -> None:
+    """Score ProcessBench's samples and stored trees with a value model, and show what its values are worth."""
+    from rich.console import Console
+
+    if config.value is None:
+        raise ConfigError("no value model; give --value: a checkpoint folder, a hub id, or rlhflow:NAME and the like")
+    if not bench and trees is None:
+        raise ConfigError("nothing to evaluate on; give --processbench, or --trees with stored trees, or both")
+    stored = None if trees is None else _file(trees, TREES)
+    samples = load_samples(bench, limit=config.limit, seed=config.seed) if bench else []
+    if samples:
+        check_threshold(samples, threshold)
+    given = {} if stored is None else _answered(read_trees(stored)[: config.limit], stored)
+    sources = {"trees": stored, **{f"processbench {i}": source for i, source in enumerate(bench, start=1)}}
+    with Grader() as grader, progress:
+        found = score_and_measure(
+            config, samples, given, sources, threshold=threshold, out=out, grader=grader, progress=progress
+        )
+    for table in tables(found):
+        table.show(Console())
+    say_owed(found, "samples and trees")
+    print(f"values, metrics and tables: {out}")
 
 
 def write_generated(name: str, out: Path, **options: int) -> None:
@@ -245,7 +325,8 @@ def _stage(
             return stage.finish(work(stage, Job(config, folder, grader, progress, tools))).metrics
 
 
-def _problems(config: RunConfig, *, need_answer: bool) -> list[Problem]:
+def problems_of(config: RunConfig, *, need_answer: bool) -> list[Problem]:
+    """The questions of the settings. Raises ConfigError where there are none."""
     if config.problems is None:
         raise ConfigError("no problems; give --problems: a file or a hub data set")
     return load_problems(
@@ -263,6 +344,16 @@ def _models(config: RunConfig) -> dict[str, str | Path | None]:
     return {"policy": config.policy, "value": config.value}
 
 
+def _answered(trees: Sequence[Tree], path: Path) -> dict[str, Tree]:
+    """The trees by the ids of their problems, whose answers must be known."""
+    for tree in trees:
+        if tree.problem.answer is None:
+            raise TaskError(
+                f"{path}: problem {tree.problem.id!r} has no answer, so its values cannot be judged: give it"
+            )
+    return {tree.problem.id: tree for tree in trees}
+
+
 def _file(path: Path, name: str) -> Path:
     """`path`, or the file `name` in it when it is a folder."""
     path = path / name if path.is_dir() else path
@@ -271,9 +362,10 @@ def _file(path: Path, name: str) -> Path:
     return path
 
 
-def _say_owed(metrics: Mapping[str, Any]) -> None:
+def say_owed(metrics: Mapping[str, Any], what: str = "questions") -> None:
+    """Say what the stage's budget left undone, if anything."""
     if metrics.get("owed"):
-        print(f"stage_budget is spent: {metrics['owed']} questions are owed; raise it and run the same command again")
+        print(f"stage_budget is spent: {metrics['owed']} {what} are owed; raise it and run the same command again")
 
 
 def _accuracy_line(mode: str, metrics: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from restmcts.encoding import PromptSettings
 from restmcts.engines.settings import EngineSettings
 from restmcts.errors import ConfigError
+from restmcts.labels import get_rule
 from restmcts.search import get_search
 from restmcts.search.settings import SearchSettings
 from restmcts.settings import Settings
@@ -62,14 +63,29 @@ class WarmStart(Settings):
 
 
 class LabelSettings(Settings):
-    """What a verified tree says about its steps (rewards.process_rewards)."""
+    """What a verified tree says about its steps (labels.RULES)."""
 
+    rule: str = Field(
+        default="rest-mcts",
+        description="rest-mcts (process rewards inferred from the tree), orm (the outcome, at the last step), "
+        "math-shepherd or omega-prm (from completions that the policy is asked for)",
+    )
     unsolved: Literal["zero", "drop"] = Field(
         default="zero", description="trees without a right leaf: every finished branch wrong and worth 0, or no labels"
     )
     estimate: Literal["hard", "soft"] = Field(
-        default="hard", description="a step is right iff a right leaf lies below it, or by the share of right leaves"
+        default="hard",
+        description="a step is right iff a right answer follows from it, or by the share of right ones (not for orm)",
     )
+    completions: int = Field(
+        default=8, ge=1, description="completions of a step, for the rules that ask for them (temperature as search)"
+    )
+
+    def of_rule(self) -> dict[str, Any]:
+        """The settings that change the labels, as manifests hold them: those that the rule reads."""
+        read = {"rule", "unsolved", "estimate"}
+        read -= {"rest-mcts": {"rule"}, "orm": {"estimate"}}.get(self.rule, set())
+        return self.model_dump(mode="json", include=read)
 
 
 class EvaluateSettings(Settings):
@@ -88,6 +104,33 @@ class EvaluateSettings(Settings):
     )
     limit: int | None = Field(default=None, ge=1, description="use only the first so many held-out questions")
     search: SearchSettings = Field(default_factory=SearchSettings, description="unset: as search")
+
+
+class CompareSettings(Settings):
+    """`restmcts compare`: arms × budgets × seeds on one set of questions."""
+
+    methods: tuple[str, ...] | None = Field(
+        default=None,
+        description="arms to compare, in this order: names in arms, search methods, or their variants; unset: all of "
+        "arms, or where there are none, sample, best_of_n, weighted_vote, mcts_star",
+    )
+    arms: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="arms with settings of their own over `search`, e.g. {no_rollout: {method: mcts_star, "
+        "rollout_steps: 0}}; method: by default what the arm is called",
+    )
+    budgets: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(1, 2, 4, 8, 16), min_length=1, description="most tokens that the policy may generate for a question"
+    )
+    unit: Literal["answers", "tokens"] = Field(
+        default="answers",
+        description="what budgets count: answers, the mean tokens of a greedy answer to these questions; or tokens",
+    )
+    seeds: int = Field(default=3, ge=1, description="how often every question is answered, with seeds from `seed` on")
+    baseline: str | None = Field(
+        default=None, description="the arm, or greedy, that the others are tested against; unset: all pairs"
+    )
+    trees: bool = Field(default=False, description="keep the search trees too")
 
 
 class StageBudget(Settings):
@@ -142,6 +185,7 @@ class RunConfig(Settings):
     value_training: ValueTraining = Field(default_factory=ValueTraining)
     warm_start: WarmStart = Field(default_factory=WarmStart)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
+    compare: CompareSettings = Field(default_factory=CompareSettings)
 
     @model_validator(mode="before")
     @classmethod
@@ -200,6 +244,7 @@ def load_config(
     config = build(RunConfig, raw)
     for settings in (config.search, config.evaluate.search):
         get_search(settings.method)
+    get_rule(config.labels.rule)
     return config
 
 

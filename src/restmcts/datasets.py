@@ -35,6 +35,8 @@ __all__ = [
 ]
 
 Pick = Literal["value", "random"]
+At = tuple[int, int]
+"""the number of a tree, and a node in it"""
 
 
 # ---------------------------------------------------------------- trees to labels
@@ -79,16 +81,25 @@ def label_trees(
     trees: Sequence[Tree],
     correct: Sequence[Sequence[bool | None]],
     *,
+    rule: str = "rest-mcts",
     unsolved: Literal["zero", "drop"] = "zero",
     estimate: Literal["hard", "soft"] = "hard",
 ) -> list[TreeLabels]:
-    """Process rewards of verified trees, one record per tree (see `rewards.process_rewards`)."""
-    from restmcts.rewards import process_rewards
+    """What verified trees say about their steps by one of `labels.RULES`, one record per tree.
 
+    With `unsolved="drop"` a tree without a right leaf gets no labels. Raises ConfigError for an unknown rule, and for a
+    tree that lacks what the rule needs.
+    """
+    from restmcts.labels import get_rule
+
+    label, columns = get_rule(rule), list[list[float | None]]()
     records = []
     for tree, verdicts in zip(trees, correct, strict=True):
-        labels = process_rewards(tree.parent, verdicts, unsolved=unsolved, estimate=estimate)
-        columns = ([_absent_unless_finite(x) for x in array] for array in (labels.m, labels.r, labels.w, labels.v))
+        if unsolved == "drop" and not any(verdicts):
+            columns = [[None] * len(tree)] * 4
+        else:
+            labels = label(tree, verdicts, estimate)
+            columns = [[_absent_unless_finite(x) for x in array] for array in (labels.m, labels.r, labels.w, labels.v)]
         records.append(TreeLabels(tree.problem.id, list(verdicts), *columns))
     return records
 
@@ -146,18 +157,17 @@ def value_rows(
     `traces_per_question`, a seeded choice among a question's leaves, half right and half wrong where there are enough
     of both, so that a large tree does not outweigh the others; nodes only below leaves not chosen are then left out.
     """
-    leaves: dict[str, list[tuple[int, int]]] = {}
+    leaves: dict[str, list[At]] = {}
     for index, (tree, record) in enumerate(_paired(trees, labels)):
         inner = {tree.parent[node] for node, v in enumerate(record.v) if v is not None}
         ends = [(index, node) for node, v in enumerate(record.v) if v is not None and node and node not in inner]
         leaves.setdefault(tree.problem.id, []).extend(ends)
     rows: list[ValueRow] = []
     for problem_id, candidates in leaves.items():
-        if traces_per_question is not None and len(candidates) > traces_per_question:
-            rng = random.Random(derive_seed(seed, "value_rows", problem_id))
-            candidates = _half_and_half(candidates, lambda at: labels[at[0]].correct[at[1]], traces_per_question, rng)
-        trained: set[tuple[int, int]] = set()
-        for index, leaf in candidates:
+        trained: set[At] = set()
+        for index, leaf in _half_and_half(
+            candidates, lambda at: labels[at[0]].correct[at[1]], traces_per_question, seed, problem_id
+        ):
             rows.append(_value_row(trees[index], labels[index], leaf, index, trained))
     return rows
 
@@ -174,11 +184,19 @@ def _value_row(tree: Tree, record: TreeLabels, leaf: int, index: int, trained: s
     )
 
 
-At = tuple[int, int]
+def chosen_traces(tree: Tree, correct: Sequence[bool | None], *, count: int | None, seed: int) -> list[int]:
+    """The finished leaves of `tree` that `value_rows` would choose, had the question this tree alone."""
+    finished = [(0, node) for node, verdict in enumerate(correct) if verdict is not None]
+    return [node for _, node in _half_and_half(finished, lambda at: correct[at[1]], count, seed, tree.problem.id)]
 
 
-def _half_and_half(items: list[At], right: Callable[[At], bool | None], count: int, rng: random.Random) -> list[At]:
+def _half_and_half(
+    items: list[At], right: Callable[[At], bool | None], count: int | None, seed: int, problem_id: str
+) -> list[At]:
     """`count` of `items` drawn at random, as evenly as possible from right and wrong ones, in their given order."""
+    if count is None or len(items) <= count:
+        return items
+    rng = random.Random(derive_seed(seed, "value_rows", problem_id))
     drawn = rng.sample(items, len(items))
     good = [item for item in drawn if right(item)]
     bad = [item for item in drawn if not right(item)]

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from restmcts.account import Account, Count
 from restmcts.engines import Engines, TransientError
@@ -79,18 +79,48 @@ def run(
     value model; trees delivered before are complete, the others are lost. What `on_tree` or the method raises comes
     through, and so does Ctrl-C; in each case everything in flight is cancelled first.
     """
-    if concurrency < 1:
-        raise ConfigError(f"concurrency = {concurrency}: at least one tree must be open")
     if questions is None:
         questions = len(problems) if isinstance(problems, Sized) else settings.parallel
-    waiting = iter(problems)
     settings = settings.shared_by(questions)
+    errands = (Errand(problem, method, settings, seed, task_of(problem)) for problem in problems)
+    run_errands(errands, engines, concurrency=concurrency, on_tree=lambda errand, tree: on_tree(tree), account=account)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Errand:
+    """One search to be made; the seed of its tree is derived from `seed` and the problem's id."""
+
+    problem: Problem
+    method: Method
+    settings: SearchSettings
+    seed: int
+    task: Task
+
+    def search(self) -> Search:
+        return self.method(self.problem, self.settings, derive_seed(self.seed, self.problem.id), self.task)
+
+
+E = TypeVar("E", bound=Errand)
+
+
+def run_errands(
+    errands: Iterable[E],
+    engines: Engines,
+    *,
+    concurrency: int,
+    on_tree: Callable[[E, Tree], None],
+    account: Account | None = None,
+) -> None:
+    """`run` for searches of which each has a method and settings of its own; they are begun in the order given."""
+    if concurrency < 1:
+        raise ConfigError(f"concurrency = {concurrency}: at least one tree must be open")
+    waiting = iter(errands)
     bill = account or Account()
 
     async def lane() -> None:
-        while not bill.spent() and (problem := next(waiting, None)) is not None:
-            search = method(problem, settings, derive_seed(seed, problem.id), task_of(problem))
-            on_tree(await _Ride(search, engines, settings.budget(), bill).to_the_end())
+        while not bill.spent() and (errand := next(waiting, None)) is not None:
+            ride = _Ride(errand.search(), engines, errand.settings.budget(), bill)
+            on_tree(errand, await ride.to_the_end())
 
     async def lanes() -> None:
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -170,8 +170,7 @@ class Encoder:
     @cached_property
     def shared_length(self) -> int:
         """How many leading ids all prompts have in common (instruction, examples): worth computing once."""
-        one, other = (self.prompt(Problem("", question)) for question in ("1", "a"))
-        return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
+        return shared_length(self.prompt)
 
     @cached_property
     def adds_beginning(self) -> bool:
@@ -232,6 +231,12 @@ class Encoder:
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
         return list(self.tokenizer.encode(text, add_special_tokens=special))
+
+
+def shared_length(prompt: Callable[[Problem], Sequence[int]]) -> int:
+    """How many leading ids the prompts of two questions that begin differently have in common."""
+    one, other = (prompt(Problem("", question)) for question in ("1", "a"))
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
 
 
 def shown_examples(prompt: PromptSettings, examples: Sequence[Problem]) -> tuple[Problem, ...]:

@@ -25,3 +25,7 @@ class StoreError(RestmctsError):
 
 class TrainError(RestmctsError):
     """Training cannot start or cannot go on (no rows, a loss that is not finite, memory)."""
+
+
+class FixedModelError(TrainError):
+    """This model can be used and not be trained."""

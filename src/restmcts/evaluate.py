@@ -22,7 +22,7 @@ from restmcts.engines import Engines
 from restmcts.errors import StoreError
 from restmcts.metrics import Interval, ValuePoints, value_quality, wilson
 from restmcts.rewards import process_rewards
-from restmcts.search import SEARCHES, SearchSettings
+from restmcts.search import SEARCHES, Method, SearchSettings
 from restmcts.store import JsonlWriter, read_jsonl, write_jsonl
 from restmcts.tasks import get_task
 from restmcts.tasks.grade import Grader
@@ -193,7 +193,7 @@ class Searched:
 
 def search_all(
     problems: Sequence[Problem],
-    method: str,
+    method: str | Method,
     settings: SearchSettings,
     engines: Engines,
     *,
@@ -238,7 +238,7 @@ def search_all(
 
             drive.run(
                 owed,
-                SEARCHES[method],
+                SEARCHES[method] if isinstance(method, str) else method,
                 settings,
                 engines,
                 task_of=lambda problem: get_task(problem.task),
@@ -313,9 +313,10 @@ class LiveGrader:
             for future in self._futures:
                 future.result()
 
-    def add(self, tree: Tree) -> None:
-        if self._on_tree is not None:
-            self._futures.append(self._pool.submit(self._grade, tree, self._on_tree))
+    def add(self, tree: Tree, on_tree: OnTree | None = None) -> None:
+        """Have a tree graded, and `on_tree` called, by default the one for all trees."""
+        if (told := on_tree or self._on_tree) is not None:
+            self._futures.append(self._pool.submit(self._grade, tree, told))
             while self._futures and (self._futures[0].done() or len(self._futures) > _BACKLOG):
                 self._futures.popleft().result()
 

@@ -17,6 +17,7 @@ from restmcts.config import RunConfig
 from restmcts.console import Progress
 from restmcts.engines import Engines
 from restmcts.evaluate import TREES, OnTree, spent_on
+from restmcts.models import named_style
 from restmcts.results import METRICS
 from restmcts.seeds import derive_seed
 from restmcts.store import RunFolder, StageFolder, write_jsonl
@@ -170,10 +171,13 @@ def _lines(path: Path) -> int:
 
 
 def models_and_files(inputs: Mapping[str, str | Path | None]) -> tuple[dict[str, str], dict[str, Path]]:
-    """Split inputs into models known by name (hub ids, `embedded`) and files or folders on the disk."""
-    given = {label: spec for label, spec in inputs.items() if spec is not None}
-    files = {label: Path(spec) for label, spec in given.items() if Path(spec).exists()}
-    return {label: str(spec) for label, spec in given.items() if label not in files}, files
+    """Split inputs into models known by name (hub ids, `embedded`) and files or folders on the disk.
+
+    A folder whose name says how its model is read, `rlhflow:FOLDER`, is both.
+    """
+    given = {label: (str(spec), *named_style(spec)) for label, spec in inputs.items() if spec is not None}
+    files = {label: Path(name) for label, (_, _, name) in given.items() if Path(name).exists()}
+    return {label: spec for label, (spec, style, _) in given.items() if style or label not in files}, files
 
 
 class OpenOnDemand:

@@ -27,7 +27,7 @@ class Lock:
             try:
                 self._create()
             except FileExistsError:
-                holder = self._holder()
+                holder = _holder(path)
                 if holder is not None and _alive(holder):
                     raise StoreError(_in_use(path, holder)) from None
                 path.unlink(missing_ok=True)
@@ -37,7 +37,7 @@ class Lock:
     def release(self) -> None:
         """Remove the lock if it is still ours."""
         # A forked child inherits this object, but not the ownership.
-        if self._mine is not None and self._mine["pid"] == os.getpid() and self._holder() == self._mine:
+        if self._mine is not None and self._mine["pid"] == os.getpid() and _holder(self.path) == self._mine:
             with suppress(OSError):
                 self.path.unlink()
         self._mine = None
@@ -55,13 +55,20 @@ class Lock:
             json.dump(mine, file)
         self._mine = mine
 
-    def _holder(self) -> dict[str, Any] | None:
-        """Who holds the lock; None when its file is gone or was never written to the end."""
-        try:
-            holder = json.loads(self.path.read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
-        return holder if isinstance(holder, dict) and isinstance(holder.get("pid"), int) else None
+
+def held(path: Path) -> bool:
+    """Whether a process that is alive, as far as can be known here, holds the lock at `path`."""
+    holder = _holder(path)
+    return holder is not None and _alive(holder)
+
+
+def _holder(path: Path) -> dict[str, Any] | None:
+    """Who holds the lock; None when its file is gone or was never written to the end."""
+    try:
+        holder = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    return holder if isinstance(holder, dict) and isinstance(holder.get("pid"), int) else None
 
 
 @contextmanager

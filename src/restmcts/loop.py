@@ -60,6 +60,7 @@ def loop(job: Job) -> None:
     for k in range(1, config.rounds + 1):
         questions = stages.round_questions(job, data.train, k)
         trees = stages.search(job, k, data, questions, config.search, policy, value)
+        trees = stages.complete(job, k, trees, questions, policy)
         searched.append((trees, questions))
         rows = stages.label(job, k, data, searched if config.accumulate else searched[-1:])
         policy = stages.train(job, "policy", k, rows, policy)
@@ -101,6 +102,7 @@ def sampled_rows(job: Job, data: Data, policy: str | Path) -> Path:
     questions = stages.round_questions(job, data.train, 1)[: job.config.warm_start.bootstrap]
     settings = job.config.search.model_copy(update={"method": "sample"})
     trees = stages.search(job, WARM, data, questions, settings, policy, None)
+    trees = stages.complete(job, WARM, trees, questions, policy)
     return stages.label(job, WARM, data, [(trees, questions)])
 
 

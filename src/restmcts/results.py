@@ -11,7 +11,7 @@ from typing import Any
 from restmcts.config import read_yaml
 from restmcts.errors import StoreError
 from restmcts.evaluate import ROWS, Row, read_rows
-from restmcts.metrics import Difference, Interval, bootstrap_mean, paired_difference, wilson
+from restmcts.metrics import Difference, Interval, paired_difference, share, wilson
 from restmcts.store import read_jsonl
 
 METRICS, CONFIG = "metrics.jsonl", "config.yaml"
@@ -61,13 +61,14 @@ def load_run(out: str | Path) -> RunResults:
     heldout = out / "data" / "heldout.jsonl"
     problems = list(read_jsonl(heldout)) if heldout.is_file() else []
     questions = {p["id"]: p["question"] for p in problems}
-    kinds = {p["id"]: kind for p in problems if (kind := _kind(p.get("extra") or {})) is not None}
+    kinds = {p["id"]: kind for p in problems if (kind := kind_of(p.get("extra") or {})) is not None}
     config = out / CONFIG
     settings = read_yaml(config) if config.is_file() else {}
     return RunResults(out, records, rows, questions, kinds, settings)
 
 
-def _kind(extra: Mapping[str, Any]) -> str | None:
+def kind_of(extra: Mapping[str, Any]) -> str | None:
+    """What kind of question this is, from the further columns of its row; None where they do not say."""
     return next((str(extra[column]) for column in KINDS if extra.get(column) not in (None, "")), None)
 
 
@@ -99,15 +100,11 @@ def accuracy(runs: Sequence[RunResults], phase: int, mode: str) -> tuple[float, 
     items = pooled(runs, phase, mode)
     if not items:
         return None
-    right = [float(row.correct) for _, row in items]
-    hits, n = int(sum(right)), len(right)
-    interval = wilson(hits, n)
-    if len(runs) > 1:
-        asked = [question for question, _ in items]
-        different = len(set(asked))
-        # Where all answers agree there is nothing to draw differently: a bootstrap would claim to be sure.
-        interval = bootstrap_mean(right, asked) if 0 < hits < n else wilson(min(hits, different), different)
-    return hits / n, interval, n
+    right = [row.correct for _, row in items]
+    n = len(right)
+    if len(runs) == 1:
+        return sum(right) / n, wilson(sum(right), n), n
+    return *share(right, [question for question, _ in items]), n
 
 
 def comparisons(runs: Sequence[RunResults]) -> list[tuple[tuple[int, str], tuple[int, str]]]:

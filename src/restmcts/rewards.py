@@ -21,7 +21,7 @@ _NAN, _INF = float("nan"), float("inf")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labels:
-    """One float64 entry per node; NaN where a node carries no label (its branch never finished).
+    """One float64 entry per node; NaN where a node carries no label (its branch never finished, or the rule has none).
 
     m: least number of further steps to a correct answer, ≥ 0; inf where the tree holds no correct answer.
     r: how wrong the step is, in [0, 1]. w: weighted reward, in [−1, 1]. v: quality value, in [0, 1].

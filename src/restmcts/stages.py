@@ -1,6 +1,6 @@
 """The stages of a run. Each reads files of earlier ones, writes its own folder, and is done when its manifest is there.
 
-    data → search → label → policy, value → evaluate
+    data → search → (completions) → label → policy, value → evaluate
 
 A stage's settings and inputs are those that change its result; engines' speed settings are not among them.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from restmcts.completing import complete_trees, completion_settings, needs_completions
 from restmcts.data import DATA_FILES, Data
 from restmcts.datasets import (
     PolicyRow,
@@ -26,10 +27,12 @@ from restmcts.datasets import (
     worked_value_rows,
     write_rows,
 )
+from restmcts.errors import FixedModelError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all, stored_trees
 from restmcts.job import Job, Kind, OpenOnDemand, release_memory
 from restmcts.results import WARM
 from restmcts.search import SearchSettings
+from restmcts.search.nodes import COMPLETION
 from restmcts.store import StageFolder
 from restmcts.tasks import get_task
 from restmcts.types import Problem, Tree
@@ -99,6 +102,53 @@ def search(
     )
 
 
+def complete(job: Job, k: int, trees: Path, questions: Sequence[Problem], policy: str | Path) -> Path:
+    """Have the policy that made the trees complete their steps, where the labelling rule asks for that.
+
+    Returns the folder of the trees with their completions; `trees`, the search's own, where none are needed.
+    """
+    config = job.config
+    if not needs_completions(config.labels):
+        return trees
+    chosen = completion_settings(config.labels, config.search)
+    per_question = config.value_training.traces_per_question
+
+    def work(stage: StageFolder) -> dict[str, Any]:
+        account, found = job.account(stage), _in_order(trees, questions)
+        with OpenOnDemand(lambda: job.tools.load_engines(policy, None, ())) as engines:
+            completed = complete_trees(
+                found,
+                config.labels,
+                config.search,
+                engines(),
+                grader=job.grader,
+                seed=job.seed("round", k, "completions"),
+                concurrency=config.engine.concurrency,
+                traces_per_question=per_question,
+                choice_seed=_label_seed(job, k),
+                path=stage.path / TREES,
+                on_tree=job.watch(stage, len(found), account),
+                account=account,
+            )
+            kind = engines().kind
+        return {"trees": completed.trees, **completed.summary(), "engine": kind, "speed": account.speed()}
+
+    return job.stage(
+        f"round-{k}/completions",
+        "completions",
+        k,
+        work,
+        settings={
+            "labels": {"rule": config.labels.rule},
+            "search": chosen.model_dump(mode="json"),
+            "prompt": config.prompt.model_dump(mode="json"),
+            "seed": config.seed,
+            "value_traces_per_question": per_question,
+        },
+        inputs={"trees": trees, "policy": policy},
+    )
+
+
 # ---------------------------------------------------------------- label
 
 
@@ -110,7 +160,7 @@ def label(job: Job, k: int, data: Data, searched: Sequence[tuple[Path, Sequence[
     config, (folder, questions) = job.config, searched[-1]
     options = config.policy_training
     settings = {
-        "labels": config.labels.model_dump(mode="json"),
+        "labels": config.labels.of_rule(),
         "traces_per_question": options.traces_per_question,
         "pick": options.pick,
         "value_traces_per_question": config.value_training.traces_per_question,
@@ -126,7 +176,7 @@ def label(job: Job, k: int, data: Data, searched: Sequence[tuple[Path, Sequence[
         for earlier, asked in searched[:-1]:
             more, more_labels, _ = _labelled(job, earlier, asked)
             trees, labels = more + trees, more_labels + labels
-        seed = job.seed("round", k, "label")
+        seed = _label_seed(job, k)
         for_policy = policy_rows(
             trees, labels, traces_per_question=options.traces_per_question, pick=options.pick, seed=seed, round=k
         )
@@ -152,19 +202,31 @@ def _labelled(
 
     Questions that the stage's budget left unasked have none.
     """
-    stored = stored_trees(folder / TREES, questions)
-    trees = [stored[problem.id] for problem in questions if problem.id in stored]
+    trees = _in_order(folder, questions)
     correct = verify(trees, job.grader)
     rules = job.config.labels
-    labels = label_trees(trees, correct, unsolved=rules.unsolved, estimate=rules.estimate)
-    flags = [flag for tree in correct for flag in tree if flag is not None]
+    labels = label_trees(trees, correct, rule=rules.rule, unsolved=rules.unsolved, estimate=rules.estimate)
+    found = [
+        [c for c, o in zip(row, t.origin, strict=True) if o != COMPLETION]
+        for t, row in zip(trees, correct, strict=True)
+    ]
+    flags = [flag for tree in found for flag in tree if flag is not None]
     facts = {
         "solved": sum(t.result is not None and bool(c[t.result]) for t, c in zip(trees, correct, strict=True)),
-        "reached": sum(any(c) for c in correct),
+        "reached": sum(map(any, found)),
         "finished": len(flags),
         "right_traces": sum(flags),
     }
     return trees, labels, facts
+
+
+def _in_order(folder: Path, questions: Sequence[Problem]) -> list[Tree]:
+    stored = stored_trees(folder / TREES, questions)
+    return [stored[problem.id] for problem in questions if problem.id in stored]
+
+
+def _label_seed(job: Job, k: int) -> int:
+    return job.seed("round", k, "label")
 
 
 def _worked_policy(data: Data) -> list[PolicyRow]:
@@ -203,8 +265,8 @@ def warm_rows(job: Job, data: Data) -> Path:
 def train(job: Job, kind: Kind, k: int, rows: Path, previous: str | Path) -> str | Path:
     """Train one of the models of round k on the rows in folder `rows`; returns where it is.
 
-    A round without a right trace teaches the policy nothing, one without labels nothing the value model: the model
-    then stays what it was, and the stage says so.
+    A round without a right trace teaches the policy nothing, one without labels nothing the value model, and a public
+    process reward model is not trained: the model then stays what it was, and the stage says so.
     """
     config = job.config
     source = config.warm_start if k == WARM else config
@@ -221,9 +283,13 @@ def train(job: Job, kind: Kind, k: int, rows: Path, previous: str | Path) -> str
             job.progress.say(f"round {k} found nothing to teach the {kind} model: it stays as it is")
             return {"rows": 0, "kept": True}
         seed = job.seed("round", k, kind)
-        metrics = job.tools.train(
-            kind, found, base=base, out=stage.path, settings=options, seed=seed, on_progress=job.on_step
-        )
+        try:
+            metrics = job.tools.train(
+                kind, found, base=base, out=stage.path, settings=options, seed=seed, on_progress=job.on_step
+            )
+        except FixedModelError:
+            job.progress.say(f"{base} is not trained: it stays the {kind} model of all rounds")
+            return {"rows": 0, "kept": True}
         release_memory()
         return {"rows": len(found), **metrics}
 

@@ -85,10 +85,11 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Propose:
-    """Ask the policy for `n` samples of the next step after `path`.
+    """Ask the policy for `n` samples of the next step after `path`: those number `first` to `first` + `n` - 1.
 
-    Sample i is drawn with a seed derived from (`seed`, i). Temperature 0 is greedy. `advice` is the self-critic's
-    word for this step. `max_tokens` bounds each sample, delimiter included.
+    Sample i is drawn with a seed derived from (`seed`, i), so that samples can be asked for at once or bit by bit.
+    Temperature 0 is greedy. `advice` is the self-critic's word for this step. `max_tokens` bounds each sample,
+    delimiter included.
     """
 
     problem: Problem
@@ -98,6 +99,7 @@ class Propose:
     temperature: float
     max_tokens: int
     advice: str | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,8 @@ class Sample:
     finish: Finish
     logprob: float | None = None
     """log-probability of the sample's tokens under the policy at temperature 1; None where the engine does not say"""
+    tokens: int | None = field(default=None, compare=False)
+    """tokens generated for it, delimiter included; None where the engine does not say"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,8 @@ class Scores:
 
     values: tuple[float, ...]
     usage: Usage = Usage()
+    tokens: tuple[int, ...] | None = None
+    """the value tokens of each path; None where the engine does not say"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +219,7 @@ class Tree:
     reason: list[str | None] = field(default_factory=lambda: [None])
     """why a dead node is dead: empty · length · ended · depth"""
     origin: list[str] = field(default_factory=lambda: ["root"])
-    """root · expand · rollout · sample"""
+    """root · expand · rollout · sample · completion"""
     iteration: list[int] = field(default_factory=lambda: [0])
     """the search iteration that made the node; lets a viewer replay the search"""
     copies: list[int] = field(default_factory=lambda: [1])

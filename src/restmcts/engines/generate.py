@@ -41,6 +41,7 @@ class _Job:
     max_tokens: int
     temperature: float
     seed: int
+    first: int = 0
     samples: dict[int, Sample] = field(default_factory=dict)
     cached: int = 0
     generated: int = 0
@@ -147,7 +148,7 @@ class TransformersPolicy:
                 jobs.append(job)
                 room -= job.n
             else:
-                nothing = Sample(Step("", ()), "length")
+                nothing = Sample(Step("", ()), "length", tokens=0)
                 letter.reply(Proposals((nothing,) * job.n, Usage(prompt_tokens=len(job.chain.ids) + 1, requests=1)))
         lacking = []
         for job in jobs:
@@ -168,13 +169,13 @@ class TransformersPolicy:
         if isinstance(request, Critique):
             ids = self.encoder.critique(request.problem, request.path)
             ends: list[int] = []
-            n, temperature = 1, 0.0
+            n, temperature, first = 1, 0.0, 0
         else:
             ids, ends = self._prefix(request.problem, request.path, request.advice)
-            n, temperature = request.n, request.temperature
+            n, temperature, first = request.n, request.temperature, request.first
         chain = Chain(ids[:-1], [*(end - 1 for end in ends), len(ids) - 1])
         room = self._context - len(ids)
-        return _Job(letter, chain, ids[-1], n, min(request.max_tokens, room), temperature, request.seed)
+        return _Job(letter, chain, ids[-1], n, min(request.max_tokens, room), temperature, request.seed, first)
 
     def _prefix(self, problem: Problem, path: Path, advice: str | None) -> tuple[list[int], list[int]]:
         """Prompt and steps, and where the segments before the last one end (each +1: the last token is held back)."""
@@ -207,7 +208,7 @@ class TransformersPolicy:
         for start in range(0, len(logits), _DRAWN_AT_ONCE):
             rows = self._rows[start : start + _DRAWN_AT_ONCE]
             temperatures = [row.job.temperature for row in rows]
-            uniforms = [_uniform(row.job.seed, row.index, len(row.new)) for row in rows]
+            uniforms = [_uniform(row.job.seed, row.job.first + row.index, len(row.new)) for row in rows]
             tokens, logprobs = draw(logits[start : start + _DRAWN_AT_ONCE].float(), temperatures, uniforms)
             drawn += zip(tokens.tolist(), logprobs.tolist(), strict=True)
         return drawn
@@ -231,18 +232,19 @@ class TransformersPolicy:
 
     def _sample(self, row: _Row) -> Sample | None:
         """The row's sample if it has ended."""
+        facts = row.logprob, len(row.new)
         if row.new[-1] in self._end_ids:
             new = row.new[:-1]
-            return Sample(Step(self.encoder.decode(new).strip(), tuple(new)), "end", row.logprob)
+            return Sample(Step(self.encoder.decode(new).strip(), tuple(new)), "end", *facts)
         delimiter = self.encoder.delimiter
         if delimiter[-1] in self._piece(row.new[-1]):
             text, found, rest = self.encoder.decode(row.new).lstrip().partition(delimiter)
             if found:
                 # A token that reaches into the next step cannot be kept as this step's: the text is.
                 ids = None if rest.strip() else tuple(row.new)
-                return Sample(Step(text.strip(), ids), "step", row.logprob)
+                return Sample(Step(text.strip(), ids), "step", *facts)
         if len(row.new) >= row.job.max_tokens:
-            return Sample(Step(self.encoder.decode(row.new).strip(), tuple(row.new)), "length", row.logprob)
+            return Sample(Step(self.encoder.decode(row.new).strip(), tuple(row.new)), "length", *facts)
         return None
 
     def _piece(self, token: int) -> str:

@@ -145,7 +145,9 @@ class JudgeValue:
 
     async def score(self, request: Score) -> Scores:
         asked = (self._one(request.problem, path) for path in request.paths)
-        usage, values, failure = Usage(), [], None
+        usage, failure = Usage(), None
+        values: list[float] = []
+        tokens: list[int] = []
         for answer in await asyncio.gather(*asked, return_exceptions=True):
             if isinstance(answer, TransientError):
                 usage, failure = usage + answer.usage, str(answer)
@@ -154,9 +156,10 @@ class JudgeValue:
             else:
                 usage += answer[1]
                 values.append(answer[0])
+                tokens.append(answer[1].value_tokens)
         if failure is not None:
             raise TransientError(failure, again=False, usage=usage)
-        return Scores(tuple(values), usage)
+        return Scores(tuple(values), usage, tuple(tokens))
 
     async def close(self) -> None:
         self._server.close()

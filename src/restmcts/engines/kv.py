@@ -9,7 +9,7 @@ when it is generated or first scored, and never again by its descendants.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,9 +133,13 @@ class Rows(Cache):
         """A copy of tokens start … stop−1 of a row."""
         return self._keys[:, row, :, start:stop].clone(), self._values[:, row, :, start:stop].clone()
 
-    @torch.inference_mode()
     def forward(self, first: int, new: Sequence[Sequence[int]]) -> torch.Tensor:
         """Append `new[i]` (ids, at least one each) to row first + i; hidden state at each row's last new token."""
+        return self.states(first, new)[torch.arange(len(new)), torch.tensor([len(ids) - 1 for ids in new])]
+
+    @torch.inference_mode()
+    def states(self, first: int, new: Sequence[Sequence[int]]) -> torch.Tensor:
+        """The same, with the hidden states at all new tokens: [len(new), most new, hidden], padded on the right."""
         counts = [len(ids) for ids in new]
         width, past = max(counts), self.length[first : first + len(new)]
         span = max(p + width for p in past)
@@ -150,10 +154,10 @@ class Rows(Cache):
         positions = start[rows, column]
         self._at = ((rows + first).to(self.device), positions.to(self.device))
         self._span = (first, len(new), span)
+        there = torch.zeros(len(new), width, dtype=torch.long)  # what is no token is computed as the first one
+        there[rows, column] = torch.arange(len(rows))
         table = None
         if width > 1:
-            there = torch.zeros(len(new), width, dtype=torch.long)  # what is no token is computed as the first one
-            there[rows, column] = torch.arange(len(rows))
             table = (there.flatten().to(self.device), (rows * width + column).to(self.device))
         out = self.model.base_model(
             input_ids=torch.tensor([[token for ids in new for token in ids]], device=self.device),
@@ -165,8 +169,8 @@ class Rows(Cache):
         )
         for i, count in enumerate(counts):
             self.length[first + i] += count
-        states: torch.Tensor = out.last_hidden_state
-        return states[0, torch.tensor(counts).cumsum(0) - 1]
+        # what is no token repeats the first one
+        return torch.as_tensor(out.last_hidden_state[0][there.to(self.device)])
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
@@ -267,10 +271,6 @@ class Chain:
     ids: list[int]
     ends: list[int]
 
-    def parent(self) -> Chain:
-        """The chain without its last segment."""
-        return Chain(self.ids[: self.ends[-2]], self.ends[:-1])
-
 
 class PrefixModel:
     """A backbone that computes each segment of a tree once."""
@@ -285,43 +285,67 @@ class PrefixModel:
         """Compute the last segment of every chain and keep all its segments.
 
         Returns the hidden state at each chain's last token, [len(chains), hidden], and the number of tokens computed
-        for it. A parent that several chains share and that is not cached is computed first, once.
+        for it. A chain that another one continues is read on the way, so all prefixes of a path cost one forward pass;
+        what several chains begin with and is not cached is computed first, once.
         """
-        parents = [tuple(c.parent().ids) for c in chains if len(c.ends) > 1]
-        missing = {p for p, count in Counter(parents).items() if count > 1 and p not in self.cache}
-        computed = [0] * len(chains)
-        if missing:
-            owners = {tuple(c.parent().ids): i for i, c in enumerate(chains) if len(c.ends) > 1}
-            shared = [owners[p] for p in sorted(missing)]
-            _, counts = self.extend([chains[i].parent() for i in shared])
-            for i, count in zip(shared, counts, strict=True):
-                computed[i] += count
-        found = [self.cache.longest(c.ids, c.ends[:-1]) for c in chains]
-        states: dict[int, torch.Tensor] = {}
-        for batch in _batches([len(c.ids) - covered for c, (_, covered) in zip(chains, found, strict=True)]):
-            self._compute(chains, found, batch, states)
-            for i in batch:
-                computed[i] += len(chains[i].ids) - found[i][1]
-        return torch.stack([states[i] for i in range(len(chains))]), computed
+        wanted = {tuple(chain.ids): chain for chain in chains}
+        states: dict[tuple[int, ...], torch.Tensor] = {}
+        computed: Counter[tuple[int, ...]] = Counter()
+        self._extend(wanted, states, computed)
+        # What had been cached before was not computed on the way, and its states are not kept: its last segment is.
+        self._extend({ids: chain for ids, chain in wanted.items() if ids not in states}, states, computed)
+        counts = [computed.pop(tuple(chain.ids), 0) for chain in chains]
+        return torch.stack([states[tuple(chain.ids)] for chain in chains]), counts
+
+    def _extend(
+        self,
+        wanted: Mapping[tuple[int, ...], Chain],
+        states: dict[tuple[int, ...], torch.Tensor],
+        computed: Counter[tuple[int, ...]],
+    ) -> None:
+        """Compute those of the `wanted` chains that no other one continues, and note the states at all segments' ends.
+
+        `computed` counts tokens under the chain that they were computed for.
+        """
+        inner = {ids: [tuple(ids[:end]) for end in chain.ends[:-1]] for ids, chain in wanted.items()}
+        passed = {prefix for prefixes in inner.values() for prefix in prefixes}
+        last = [ids for ids in wanted if ids not in passed]
+        uses = Counter(prefix for ids in last for prefix in inner[ids] if prefix not in self.cache)
+        stems: dict[tuple[int, ...], Chain] = {}
+        owner: dict[tuple[int, ...], tuple[int, ...]] = {}
+        for ids in last:
+            shared = next((prefix for prefix in reversed(inner[ids]) if uses[prefix] > 1), None)
+            if shared is not None and shared not in stems:
+                ends = wanted[ids].ends
+                stems[shared] = Chain(list(shared), ends[: ends.index(len(shared)) + 1])
+                owner[shared] = ids
+        if stems:
+            before: Counter[tuple[int, ...]] = Counter()
+            self._extend(stems, states, before)
+            for prefix, count in before.items():
+                computed[owner[prefix]] += count
+        found = {ids: self.cache.longest(ids, wanted[ids].ends[:-1]) for ids in last}
+        for batch in _batches([len(ids) - found[ids][1] for ids in last]):
+            self._compute([(wanted[last[i]], *found[last[i]]) for i in batch], states)
+        for ids in last:
+            computed[ids] += len(ids) - found[ids][1]
 
     def _compute(
-        self,
-        chains: Sequence[Chain],
-        found: Sequence[tuple[list[Segment], int]],
-        batch: Sequence[int],
-        states: dict[int, torch.Tensor],
+        self, batch: Sequence[tuple[Chain, list[Segment], int]], states: dict[tuple[int, ...], torch.Tensor]
     ) -> None:
+        """One forward pass for the chains of a batch, each with its cached segments and the tokens they cover."""
         rows = self._rows
         rows.clear()
-        for i in batch:
-            rows.append(found[i][0])
-        last = rows.forward(0, [chains[i].ids[found[i][1] :] for i in batch])
-        for row, i in enumerate(batch):
-            states[i] = last[row]
-            start = found[i][1]
-            for end in chains[i].ends:
+        for _, segments, _ in batch:
+            rows.append(segments)
+        hidden = rows.states(0, [chain.ids[covered:] for chain, _, covered in batch])
+        for row, (chain, _, covered) in enumerate(batch):
+            start = covered
+            for end in chain.ends:
                 if end > start:
-                    self.cache.put(tuple(chains[i].ids[:end]), rows.cut(row, start, end))
+                    prefix = tuple(chain.ids[:end])
+                    self.cache.put(prefix, rows.cut(row, start, end))
+                    states[prefix] = hidden[row, end - 1 - covered]
                     start = end
 
 

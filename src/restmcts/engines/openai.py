@@ -4,7 +4,7 @@
 
 - `pooling:NAME` a value model that vLLM serves at `/pooling` (`vllm serve FOLDER --runner pooling`);
 - `judge:NAME` a language model that is asked for a score (`engines/judging.py`);
-- a folder: a value model that runs here, on transformers.
+- a folder, or a public process reward model by its family (`rlhflow:NAME`): it runs here, on transformers.
 
 Settings are `engine.server.*`; the key comes from RESTMCTS_API_KEY, else OPENAI_API_KEY. How the server is asked is
 found out once (`engines/asking.py`). Three things are less than an engine in this process gives:
@@ -29,7 +29,7 @@ from typing import Any
 
 from restmcts import models
 from restmcts.encoding import Encoder, PromptSettings, shown_examples
-from restmcts.engines import Busy, Engines, TransientError
+from restmcts.engines import Busy, Engines, TransientError, ValueEngine
 from restmcts.engines.asking import Asker, Way, find_way
 from restmcts.engines.judging import JudgeValue, PoolingValue
 from restmcts.engines.reading import Choice, Reply, estimate, read_reply
@@ -73,7 +73,7 @@ class ServerPolicy:
         found: dict[int, Sample] = {}
         usage = Usage()
         while len(found) < draws:
-            missing = [i for i in range(draws) if i not in found]
+            missing = [i for i in range(request.first, request.first + draws) if i not in found]
             parts = [missing] if self._way.several else [[i] for i in missing]
             answers = await asyncio.gather(*(self._draw(request, part) for part in parts), return_exceptions=True)
             usage = sum((a.usage for a in answers if isinstance(a, Proposals | TransientError)), usage)
@@ -85,7 +85,7 @@ class ServerPolicy:
                 if isinstance(answer, BaseException):
                     raise answer
                 found |= dict(zip(part, answer.samples, strict=False))
-        samples = tuple(found[i] for i in range(draws))
+        samples = tuple(found[i] for i in sorted(found))
         return Proposals(samples if draws == request.n else samples * request.n, usage)
 
     async def critique(self, request: Critique) -> Verdict:
@@ -215,7 +215,7 @@ def load_engines(
     prompt, settings = prompt or PromptSettings(), settings or EngineSettings()
     opened = load_policy(policy, prompt, settings, examples)
     try:
-        return Engines(opened, None if value is None else _load_value(str(value), prompt, settings, opened))
+        return Engines(opened, None if value is None else load_value(value, prompt, settings, opened._server))
     except BaseException:
         opened._server.close()
         raise
@@ -238,11 +238,15 @@ def load_policy(
     return ServerPolicy(server, replace(asker, way=way), settings)
 
 
-def _load_value(value: str, prompt: PromptSettings, settings: EngineSettings, policy: ServerPolicy) -> Any:
+def load_value(
+    value: str | Path, prompt: PromptSettings, settings: EngineSettings, policy: Server | None = None
+) -> ValueEngine:
+    """Open the value model that `value` names; `policy` is the policy's server, which may serve both."""
+    value = str(value)
     if value.startswith((POOLING, JUDGE)):
         kind, _, name = value.partition(":")
         url = settings.server.value_url or settings.server.base_url
-        server = policy._server if url == settings.server.base_url else Server(url, settings.server)
+        server = policy if policy is not None and url == settings.server.base_url else Server(url, settings.server)
         try:
             if kind == "judge":
                 asker = Asker(name, prompt, (), None, Way("chat"))
@@ -259,11 +263,12 @@ def _load_value(value: str, prompt: PromptSettings, settings: EngineSettings, po
         except BaseException:
             server.close()
             raise
-    if not Path(value).is_dir():
+    style, name = models.named_style(value)
+    if style is None and not Path(name).is_dir():
         raise ConfigError(f"--value {value} is neither pooling:NAME nor judge:NAME nor a folder with a value model")
-    from restmcts.engines.transformers import load_value
+    from restmcts.engines import transformers
 
-    return load_value(value, prompt, settings)
+    return transformers.load_value(value, prompt, settings)
 
 
 def _encoder(

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from restmcts.encoding import PromptSettings
-from restmcts.engines import Engines
+from restmcts.engines import Engines, ValueEngine
 from restmcts.engines.settings import EngineSettings
 from restmcts.errors import ConfigError, EngineError
 from restmcts.models import pick_device
@@ -25,7 +26,9 @@ ENGINES = {
 """Modules with a function `load_engines(policy, value, prompt, settings, examples) -> Engines`, loaded on first use."""
 
 SCRIPTED = "scripted"
-"""the policy that is no model: it is served by the engine of this name"""
+"""the policy, and the value model, that is no model: it is served by the engine of this name"""
+SERVED = ("judge:", "pooling:")
+"""how the names of value models behind a server begin"""
 
 Say = Callable[[str], None]
 _said: set[str] = set()
@@ -72,6 +75,16 @@ def load_engines(
     return opened
 
 
+def load_value(value: str | Path, prompt: PromptSettings, settings: EngineSettings) -> ValueEngine:
+    """Open a value model alone, as `load_engines` would beside a policy; `scripted` is the one that is no model.
+
+    Raises EngineError when it cannot be loaded or its engine is not installed.
+    """
+    kind = SCRIPTED if value == SCRIPTED else "openai" if str(value).startswith(SERVED) else "transformers"
+    opened: ValueEngine = _module(kind).load_value(value, prompt, settings)
+    return opened
+
+
 def _load(
     kind: str,
     policy: str | Path,
@@ -82,13 +95,16 @@ def _load(
 ) -> Engines:
     if kind not in ENGINES:
         raise ConfigError(f"engine.kind = {kind!r}: there is no such engine; there are: auto, {', '.join(ENGINES)}")
+    opened: Engines = _module(kind).load_engines(policy, value, prompt, settings, examples)
+    return dataclasses.replace(opened, kind=kind)
+
+
+def _module(kind: str) -> Any:
     try:
-        module = import_module(ENGINES[kind])
+        return import_module(ENGINES[kind])
     except ModuleNotFoundError as error:
         remedy = "pip install 'restmcts[openai]'" if kind == "openai" else "pip install 'restmcts[hf]'"
         raise EngineError(f"the engine {kind!r} needs {error.name}, which is not installed; run: {remedy}") from None
-    opened: Engines = module.load_engines(policy, value, prompt, settings, examples)
-    return dataclasses.replace(opened, kind=kind)
 
 
 def _to_stderr(line: str) -> None:

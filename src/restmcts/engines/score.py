@@ -1,13 +1,14 @@
-"""The value model on a plain transformers token classifier: each new step is computed once, its prefix is reused."""
+"""The value model on plain transformers: each new step is computed once, its prefix is reused."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 
-from restmcts.encoding import Encoder
+from restmcts.encoding import Encoded
 from restmcts.engines.busy import Busy
 from restmcts.engines.kv import ATTENTION, Chain, PrefixModel
 from restmcts.engines.settings import EngineSettings
@@ -22,16 +23,40 @@ _PATIENCE = 1.0
 _MOST_REQUESTS = 64
 
 
-class TransformersValue:
-    """A token classifier with one label as value engine: v = sigmoid(logit at the last token of the last step)."""
+Read = Callable[[torch.Tensor], torch.Tensor]
+"""hidden states [n, hidden] → values [n] in [0, 1]"""
 
-    def __init__(self, model: Any, encoder: Encoder, settings: EngineSettings, identity: str) -> None:
+
+class Traces(Protocol):
+    """The part of `encoding.Encoder` that scoring needs."""
+
+    @property
+    def tokenizer_id(self) -> str | None: ...
+
+    @property
+    def shared_length(self) -> int: ...
+
+    def trace(self, problem: Problem, path: Path) -> Encoded: ...
+
+
+def read_label(model: Any) -> Read:
+    """v = sigmoid(logit) of a token classifier with one label."""
+    return lambda hidden: torch.sigmoid(model.score(hidden).float()[:, 0])
+
+
+class TransformersValue:
+    """A causal model as value engine: `read` makes v of the hidden state where a step's value stands.
+
+    That is where `encoder.trace` says the step ends.
+    """
+
+    def __init__(self, model: Any, encoder: Traces, read: Read, settings: EngineSettings, identity: str) -> None:
         self.identity = identity
         self.encoder = encoder
-        self.tokenizer_id: str | None = encoder.tokenizer_id
+        self.tokenizer_id = encoder.tokenizer_id
         self.busy = Busy()
         model.set_attn_implementation(ATTENTION)
-        self._head = model.score
+        self._read = read
         self._prefixes = PrefixModel(model, settings.cache_mb << 20)
         self._worker = Worker.of(str(model.device))
         self._mail = Mailbox(self._worker)
@@ -76,16 +101,15 @@ class TransformersValue:
         if not chains:
             return
         hidden, computed = self._prefixes.extend(chains)
-        values = torch.sigmoid(self._head(hidden).float()[:, 0]).tolist()
+        values = self._read(hidden).tolist()
         at = 0
         for letter in letters:
             count = len(letter.request.paths)
-            usage = Usage(value_tokens=sum(computed[at : at + count]), requests=1)
-            letter.reply(Scores(tuple(values[at : at + count]), usage))
+            tokens = tuple(computed[at : at + count])
+            letter.reply(Scores(tuple(values[at : at + count]), Usage(value_tokens=sum(tokens), requests=1), tokens))
             at += count
 
     def _chain(self, problem: Problem, path: Path) -> Chain:
         trace = self.encoder.trace(problem, path)
-        shared = self.encoder.shared_length
-        ends = [shared] if 0 < shared < trace.prompt_length else []
-        return Chain(trace.ids, [*ends, trace.prompt_length, *(end + 1 for end in trace.ends)])
+        shared = min(self.encoder.shared_length, trace.prompt_length)
+        return Chain(trace.ids, sorted({shared, trace.prompt_length, *(end + 1 for end in trace.ends)} - {0}))

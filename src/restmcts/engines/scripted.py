@@ -15,6 +15,7 @@ import asyncio
 import random
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from restmcts.engines import Busy, Engines
@@ -75,15 +76,16 @@ class ScriptedPolicy(_Scripted):
     def _proposals(self, request: Propose) -> Proposals:
         greedy = derive_seed("greedy", request.problem.question, *(step.text for step in request.path))
         samples, spent = [], 0
-        for i in range(request.n):
+        for i in range(request.first, request.first + request.n):
             seed = derive_seed(request.seed, i) if request.temperature > 0 else greedy
             said = self._script(request, seed)
             sample = Sample(Step(said), "step") if isinstance(said, str) else said
             words = sample.step.text.split()
             if len(words) + 1 > request.max_tokens:  # the delimiter is a token too
                 sample = Sample(Step(" ".join(words[: request.max_tokens])), "length")
-            spent += min(len(words) + 1, request.max_tokens)
-            samples.append(sample)
+            tokens = min(len(words) + 1, request.max_tokens)
+            spent += tokens
+            samples.append(replace(sample, tokens=tokens))
         prompt = _words(request.problem, request.path)
         return Proposals(tuple(samples), Usage(policy_tokens=spent, prompt_tokens=prompt, requests=1))
 
@@ -121,8 +123,8 @@ class ScriptedValue(_Scripted):
 
     def _scores(self, request: Score) -> Scores:
         values = tuple(self._script(request.problem, path) for path in request.paths)
-        tokens = sum(_words(request.problem, path) for path in request.paths)
-        return Scores(values, Usage(value_tokens=tokens, requests=1))
+        tokens = tuple(_words(request.problem, path) for path in request.paths)
+        return Scores(values, Usage(value_tokens=sum(tokens), requests=1), tokens)
 
 
 def _words(problem: Problem, path: Path) -> int:
@@ -142,6 +144,11 @@ def load_scripted(*, latency: float = 0.0, order: int = 0) -> tuple[ScriptedPoli
 def scripted_engines(*, latency: float = 0.0, order: int = 0) -> Engines:
     """`load_scripted` as the pair that a search is given."""
     return Engines(*load_scripted(latency=latency, order=order))
+
+
+def load_value(*_: object) -> ScriptedValue:
+    """The value engine alone; there is nothing to choose."""
+    return load_scripted()[1]
 
 
 def load_engines(*_: object) -> Engines:

@@ -10,7 +10,7 @@ from restmcts import models
 from restmcts.encoding import Encoder, PromptSettings
 from restmcts.engines import Engines
 from restmcts.engines.generate import TransformersPolicy
-from restmcts.engines.score import TransformersValue
+from restmcts.engines.score import TransformersValue, read_label
 from restmcts.engines.settings import EngineSettings
 from restmcts.errors import EngineError
 from restmcts.types import Problem
@@ -30,14 +30,29 @@ def load_policy(
 
 
 def load_value(spec: str | Path, prompt: PromptSettings, settings: EngineSettings) -> TransformersValue:
-    """Open a value model: a token classifier with one label, as `restmcts train value` writes it."""
-    if not models.is_value_model(spec):
-        raise EngineError(f"{str(spec)!r} is a language model, not a value model; train one with restmcts train value")
+    """Open a value model: a token classifier with one label, as `restmcts train value` writes it, or a public PRM.
+
+    Which family of PRM it is says its config or a prefix, `rlhflow:NAME` (see `engines.prm`).
+    """
     device = models.pick_device(settings.device)
+    dtype = models.pick_dtype(settings.dtype, device)
+    style = models.prm_style(spec)
+    if style is not None:
+        from restmcts.engines.prm import load_prm
+
+        name = models.named_style(spec)[1]
+        with models.one_thread():
+            prm = load_prm(style, name, separator=prompt.delimiter, dtype=dtype, device=device)
+            return TransformersValue(prm.model, prm.encoder, prm.read, settings, f"{style}:{identify(name)}")
+    if not models.is_value_model(spec):
+        raise EngineError(
+            f"{str(spec)!r} is a language model, not a value model; train one with restmcts train value, or say which "
+            f"kind of process reward model it is: math-shepherd:{spec} or rlhflow:{spec}"
+        )
     encoder = Encoder(models.load_tokenizer(spec), models.read_prompt(spec) or prompt)
     with models.one_thread():
-        model = models.load_token_classifier(spec, dtype=models.pick_dtype(settings.dtype, device), device=device)
-        return TransformersValue(model, encoder, settings, identify(spec))
+        model = models.load_token_classifier(spec, dtype=dtype, device=device)
+        return TransformersValue(model, encoder, read_label(model), settings, identify(spec))
 
 
 def load_engines(

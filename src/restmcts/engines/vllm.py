@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,8 +57,11 @@ class VllmPolicy:
         for step in request.path:
             ids += self.encoder.step(step)
         n = request.n if request.temperature > 0 else 1  # greedy samples are all the same: one is drawn
-        samples, usage = await self._draw(ids, n, request.seed, request.temperature, request.max_tokens)
-        return Proposals(tuple(samples * (request.n // n)), usage)
+        samples, usage = await self._draw(
+            ids, n, request.seed, request.temperature, request.max_tokens, first=request.first
+        )
+        copies = [replace(samples[0], tokens=0)] * (request.n - n)
+        return Proposals((*samples, *copies), usage)
 
     async def critique(self, request: Critique) -> Verdict:
         ids = self.encoder.critique(request.problem, request.path)
@@ -75,20 +79,28 @@ class VllmPolicy:
             keep_process(self._process, self._fits)
 
     async def _draw(
-        self, ids: list[int], n: int, seed: int, temperature: float, max_tokens: int, begun: Drawn = ((), 0.0)
+        self,
+        ids: list[int],
+        n: int,
+        seed: int,
+        temperature: float,
+        max_tokens: int,
+        *,
+        first: int = 0,
+        begun: Drawn = ((), 0.0),
     ) -> tuple[list[Sample], Usage]:
-        """n samples of the step after `ids`, in order; `begun` is what is drawn of it already."""
+        """n samples of the step after `ids`, in order from number `first`; `begun` is what is drawn of it already."""
         if self._closed:
             raise EngineError("the engine was closed")
         before, logprob_before = begun
         ids_now = [*ids, *before]
         room = min(max_tokens - len(before), self._process.context - len(ids_now))
         if room <= 0:
-            nothing = Sample(Step("", before), "length", logprob_before if before else None)
+            nothing = Sample(Step("", before), "length", logprob_before if before else None, len(before))
             return [nothing] * n, Usage(prompt_tokens=len(ids_now), requests=1)
-        facts = {"ids": ids_now, "n": n, "seed": seed, "temperature": temperature, "max_tokens": room, "logprobs": 0}
+        facts = {"ids": ids_now, "n": n, "temperature": temperature, "max_tokens": room, "logprobs": 0}
         with self._busy:
-            reply = await self._process.ask("sample", facts | self._stop)
+            reply = await self._process.ask("sample", {**facts, "seed": seed + first, **self._stop})
         drawn = [((*before, *new), logprob_before + logprob, reason) for new, reason, logprob in reply["samples"]]
         generated = sum(len(new) for new, *_ in drawn) - n * len(before)
         usage = Usage(generated, len(ids_now), reply["cached"], requests=1)
@@ -96,8 +108,8 @@ class VllmPolicy:
         for index, (new, logprob, reason) in enumerate(drawn):
             sample = as_sample(self.encoder, new, reason, self._ends, logprob)
             if sample is None:  # a delimiter with no text before it: the step goes on
-                further = derive_seed(seed, index, len(new))
-                (sample,), more = await self._draw(ids, 1, further, temperature, max_tokens, (new, logprob))
+                further = derive_seed(seed, first + index, len(new))
+                (sample,), more = await self._draw(ids, 1, further, temperature, max_tokens, begun=(new, logprob))
                 usage += more
             samples.append(sample)
         return samples, usage
@@ -115,14 +127,14 @@ def as_sample(
     `reason` is vLLM's: `length`, or `stop` at a token that ends the turn or the step.
     """
     if reason == "length":
-        return Sample(Step(encoder.decode(new).strip(), new), "length", logprob)
+        return Sample(Step(encoder.decode(new).strip(), new), "length", logprob, len(new))
     if new[-1] in ends:
-        return Sample(Step(encoder.decode(new[:-1]).strip(), new[:-1]), "end", logprob)
+        return Sample(Step(encoder.decode(new[:-1]).strip(), new[:-1]), "end", logprob, len(new))
     text, found, rest = encoder.decode(new).lstrip().partition(encoder.delimiter)
     if not found:
         return None
     # A token that reaches into the next step cannot be kept as this step's: the text is.
-    return Sample(Step(text.strip(), None if rest.strip() else new), "step", logprob)
+    return Sample(Step(text.strip(), None if rest.strip() else new), "step", logprob, len(new))
 
 
 def stop_rule(encoder: Encoder, ends: frozenset[int]) -> dict[str, Any]:

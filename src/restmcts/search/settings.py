@@ -11,14 +11,24 @@ from restmcts.types import Budget
 
 AnswerRule = Literal["majority", "weighted", "posterior", "best"]
 """See `nodes.leaf_weights`."""
+StepAggregation = Literal["last", "min", "mean", "product"]
+"""See `nodes.path_value`."""
 
 
 class SearchSettings(Settings):
     """How to look for a solution. One object serves all methods; each reads what it needs."""
 
-    method: str = Field(default="mcts_star", description="a name in SEARCHES: mcts_star, sample, cot")
-    iterations: int = Field(default=16, ge=1, description="T: iterations of MCTS*")
-    branch: int = Field(default=3, ge=1, description="b: next steps proposed at an expansion")
+    method: str = Field(
+        default="mcts_star",
+        description="mcts_star, cot, sample, best_of_n, weighted_vote, beam, dvts, tot_bfs, tot_dfs, mcts, or another "
+        "name in SEARCHES",
+    )
+    iterations: int = Field(
+        default=16, ge=1, description="T: iterations of mcts_star and mcts; expansions of tot_dfs at most"
+    )
+    branch: int = Field(
+        default=3, ge=1, description="b: next steps proposed at an expansion; M of beam and dvts, k of tot_bfs, tot_dfs"
+    )
     rollout_steps: int = Field(
         default=32, ge=0, description="m: steps of the greedy rollout; 0: none; max_depth or more: to the end"
     )
@@ -26,11 +36,22 @@ class SearchSettings(Settings):
         default=None, ge=0, description="sampling temperature of rollout steps; unset: as temperature"
     )
     rollout_branch: int = Field(default=1, ge=1, description="d: samples of each rollout step, the best one kept")
+    rollout: Literal["greedy", "random"] = Field(
+        default="greedy",
+        description="greedy: each step is the best of d, and v_max is the best value met; random: each is what the "
+        "policy says (d = 1), and the value of the last one is taken for v_max",
+    )
     alpha: float = Field(default=0.5, ge=0, le=1, description="α: weight of the node's own value against the rollout's")
-    exploration: float = Field(default=0.5, ge=0, description="ε of the selection formula")
+    exploration: float = Field(default=0.5, ge=0, description="ε of the selection formula, c_puct of mcts")
+    backup: Literal["weighted", "vanilla"] = Field(
+        default="weighted",
+        description="a node's value: weighted, the mean over its children by their visits; vanilla, the mean of what "
+        "the iterations through it found",
+    )
     threshold: float = Field(
         default=0.9, ge=0, description="l: a finished node with at least this value ends the search; above 1: never"
     )
+    prune: float = Field(default=0.0, ge=0, le=1, description="v_th: tot_dfs follows only steps that are worth more")
     max_depth: int = Field(
         default=32, ge=1, description="steps on a path; a path of this length without an answer is dead"
     )
@@ -43,9 +64,19 @@ class SearchSettings(Settings):
     answer_rule: AnswerRule | None = Field(
         default=None,
         description="how finished leaves make the answer: majority, weighted (by value), posterior (probability under "
-        "the policy × value) or best (highest value); unset: majority for sample, posterior for mcts_star",
+        "the policy × value) or best (highest value); unset: the method's own",
     )
-    samples: int = Field(default=8, ge=1, description="chains of the method `sample`")
+    step_aggregation: StepAggregation = Field(
+        default="last",
+        description="the value of a solution from those of its steps, in the answer rule and in beams: last, min, mean "
+        "or product",
+    )
+    samples: int = Field(
+        default=8,
+        ge=1,
+        description="N: chains of sample, best_of_n, weighted_vote; candidates for each step of beam, dvts, tot_bfs, "
+        "of which samples / branch are kept",
+    )
     parallel: int = Field(
         default=1,
         ge=1,

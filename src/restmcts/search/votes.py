@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from restmcts.search.nodes import LEAST_COVERED
+from restmcts.search.nodes import LEAST_COVERED, path_value
 from restmcts.search.settings import AnswerRule, SearchSettings
 from restmcts.tasks import Task
 from restmcts.types import Tree
@@ -42,8 +42,8 @@ class Votes:
             chance = self._chance(node)
             if tree.status[node] != "finished":
                 continue
-            value, key = tree.raw_value[node], self._task.key(tree.answer[node] or "")
-            low, high = self._unscored if value is None else (value, value)
+            key = self._task.key(tree.answer[node] or "")
+            low, high = self._bounds(node)
             self._by_paths.put(node, key, low * chance, high * chance)
             if self._rule == "majority":
                 low = high = 1.0
@@ -66,6 +66,13 @@ class Votes:
         return (settings.stop_decided and lead > most + _ROUNDING) or (
             enough is not None and lead >= enough - _ROUNDING
         )
+
+    def _bounds(self, leaf: int) -> tuple[float, float]:
+        """The least and the most that V may say of the path in the end; steps without a value may still get one."""
+        tree, how = self._tree, self._settings.step_aggregation
+        steps = [leaf] if how == "last" else tree.nodes_to(leaf)
+        value = None if any(tree.raw_value[n] is None for n in steps) else path_value(tree, leaf, how)
+        return self._unscored if value is None else (value, value)
 
     def _chance(self, node: int) -> float:
         """π(path), added to the sums when it is first asked for."""

@@ -175,7 +175,7 @@ def _object(value: Any, where: str) -> dict[str, Any]:
 
 
 def read_hub(name: str, config: str | None, split: str | None) -> Iterator[Row]:
-    """The rows of a hub data set; of all its configurations, one after the other, where `config` is "*"."""
+    """The rows of a hub data set; of all its configurations, or splits, one after the other, where "*" is asked for."""
     asked = name + (f":{config}" if config else "") + f"@{split or 'train'}"
     try:
         import datasets
@@ -183,14 +183,18 @@ def read_hub(name: str, config: str | None, split: str | None) -> Iterator[Row]:
         raise TaskError(f"no such file: {name}; and for the hub: pip install 'restmcts[hf]'") from None
     try:
         parts = datasets.get_dataset_config_names(name) if config == "*" else [config]
-        tables = [(part, datasets.load_dataset(name, part, split=split or "train")) for part in parts]
+        tables = [
+            (part, each, datasets.load_dataset(name, part, split=each))
+            for part in parts
+            for each in (datasets.get_dataset_split_names(name, part) if split == "*" else [split or "train"])
+        ]
     except Exception as error:  # the library has no common base class for what can go wrong
         raise TaskError(
             f"{asked} is neither a file nor a data set that can be loaded from the hub ({_first_line(error)}); check "
             "the name and the connection, write name:config@split, or give a file"
         ) from None
-    for part, rows in tables:
-        where = name + (f":{part}" if part else "") + f"@{split or 'train'}"
+    for part, each, rows in tables:
+        where = name + (f":{part}" if part else "") + f"@{each}"
         for number, row in enumerate(rows, start=1):
             yield f"{where}, row {number}", row
 

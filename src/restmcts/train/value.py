@@ -16,8 +16,8 @@ from transformers import TrainingArguments
 
 from restmcts.datasets import ValueRow
 from restmcts.encoding import Encoder, PromptSettings
-from restmcts.errors import TrainError
-from restmcts.models import is_value_model, load_token_classifier, load_tokenizer, one_thread
+from restmcts.errors import FixedModelError, TrainError
+from restmcts.models import is_value_model, load_token_classifier, load_tokenizer, one_thread, prm_style
 from restmcts.seeds import derive_seed
 from restmcts.train.common import (
     OnProgress,
@@ -53,8 +53,14 @@ def train_value(
 
     `base` is a causal LM, which gets a new head, or an earlier value model, which keeps its own. Called again after
     having been killed, it goes on from its last checkpoint. Returns metrics. Raises TrainError when there is nothing
-    to train on, the loss is not finite, or memory runs out; EngineError when `base` is no model.
+    to train on, the loss is not finite, or memory runs out; FixedModelError when `base` is a public process reward
+    model; EngineError when it is no model.
     """
+    if prm_style(base) is not None:
+        raise FixedModelError(
+            f"{str(base)!r} is a public process reward model: it scores and is not trained here; give a language model "
+            "or a value model that restmcts trained"
+        )
     tokenizer = load_tokenizer(base)
     encoder = Encoder(tokenizer, prompt)
     trained, kept_out = _split(rows, settings.validation, seed)
