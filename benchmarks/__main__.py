@@ -36,7 +36,7 @@ def main() -> int:
     parser.add_argument("--run", type=Path, help="main_job: the folder of a finished run, in place of a new one")
     parser.add_argument("--before", type=Path, help="main_job: the folder of an earlier run, to compare with")
     asked = parser.parse_args()
-    known = {**BENCHMARKS, "main_job": partial(main_job.run, asked.run, asked.before)}
+    known: dict[str, Benchmark] = {**BENCHMARKS, "main_job": partial(main_job.run, asked.run, asked.before)}
     if unknown := [name for name in asked.names if name not in known]:
         parser.error(f"no benchmark {unknown[0]!r}; there are: {', '.join(known)}")
     console, results, missed = Console(), {}, 0

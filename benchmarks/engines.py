@@ -301,8 +301,9 @@ class _Split(Noted):
 
 def split(engines: Engines) -> Engines:
     """Engines that are asked for one thing at a time."""
-    made: Any = Engines(_Split(engines.policy), _Split(engines.value))
-    return made
+    policy: Any = _Split(engines.policy)
+    value: Any = _Split(engines.value)
+    return Engines(policy, value)
 
 
 # ---------------------------------------------------------------- what is shown
