@@ -26,6 +26,8 @@ class Figure:
     unit: str
     aim: float | None = None
     better: Literal["lower", "higher"] = "lower"
+    before: float | None = None
+    """the same figure of an earlier state, to compare with"""
 
     @property
     def met(self) -> bool | None:
@@ -45,10 +47,17 @@ Benchmark = Callable[[], list[Figure]]
 def table(name: str, figures: Sequence[Figure]) -> Table:
     """The figures as a table for the screen."""
     shown = Table(name, ["", "value", "unit", "aim", "met"])
+    compared = any(figure.before is not None for figure in figures)
+    if compared:
+        shown.columns += ["before", "before ÷ now"]
     for figure in figures:
         aim = ABSENT if figure.aim is None else f"{'≤' if figure.better == 'lower' else '≥'} {short(figure.aim)}"
         met = {None: ABSENT, True: "yes", False: "**no**"}[figure.met]
-        shown.rows.append([figure.name, short(figure.value), figure.unit, aim, met])
+        row = [figure.name, short(figure.value), figure.unit, aim, met]
+        if compared:
+            ratio = figure.before / figure.value if figure.before is not None and figure.value else None
+            row += [ABSENT if number is None else short(number) for number in (figure.before, ratio)]
+        shown.rows.append(row)
     return shown
 
 

@@ -177,9 +177,12 @@ def built_for_cpu() -> bool:
 
 
 def load_policy(
-    spec: str | Path, prompt: PromptSettings, settings: EngineSettings, examples: Sequence[Problem] = ()
+    spec: str | Path, prompt: PromptSettings, settings: EngineSettings, examples: Sequence[Problem] = (), **more: Any
 ) -> VllmPolicy:
-    """Serve a causal language model; `examples` are worked problems shown before each question (few-shot)."""
+    """Serve a causal language model; `examples` are worked problems shown before each question (few-shot).
+
+    `more` are vLLM's engine arguments, for what `settings` do not say; they win.
+    """
     reason = why_not(spec, settings)
     if reason is not None:
         raise EngineError(f"engine.kind = vllm: {reason}")
@@ -188,6 +191,7 @@ def load_policy(
     encoder = Encoder(models.load_tokenizer(spec), models.read_prompt(spec) or prompt, examples)
     config = models.load_config(spec)
     options, environment = engine_options(config, settings)
+    options |= more
     fits = json.dumps([_shape(config), options, environment, encoder.tokenizer_id], sort_keys=True)
     ends = encoder.end_ids | models.configured_ends(models.load_generation_config(spec))
     identity = identify(spec)

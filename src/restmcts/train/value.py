@@ -129,17 +129,21 @@ def _split(rows: Sequence[ValueRow], share: float, seed: int) -> tuple[list[Valu
 
 
 def _load(base: str | FilePath) -> Any:
-    """The token classifier in `base`, or its causal LM with a new head that says 0.5 to everything."""
+    """The value model in `base`, or a new one on its causal LM."""
     try:
-        model = load_token_classifier(base)
+        return load_token_classifier(base) if is_value_model(base) else new_value_model(base)
     except RuntimeError as error:  # a head of another shape
         raise TrainError(f"the head of {str(base)!r} does not fit: give a language model or a value model") from error
-    if not is_value_model(base):
-        # No bias: servers that load such heads (vLLM's pooling models) have none, and a bias would be lost there.
-        model.score = torch.nn.Linear(model.score.in_features, 1, bias=False, dtype=model.dtype)
-        torch.nn.init.zeros_(model.score.weight)
-        model.config.token_classification_bias = False
-        model.config.classifier_dropout = 0.0
+
+
+def new_value_model(base: str | FilePath) -> Any:
+    """The backbone of a causal LM with a new head: a token classifier with one label, which says 0.5 to everything."""
+    model = load_token_classifier(base)
+    # No bias: servers that load such heads (vLLM's pooling models) have none, and a bias would be lost there.
+    model.score = torch.nn.Linear(model.score.in_features, 1, bias=False, dtype=model.dtype)
+    torch.nn.init.zeros_(model.score.weight)
+    model.config.token_classification_bias = False
+    model.config.classifier_dropout = 0.0
     return model
 
 
