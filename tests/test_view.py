@@ -439,3 +439,16 @@ def test_a_tree_of_any_kind_is_shown(tmp_path: Path):
     assert [row["nodes"] for row in rows(viewer, "search")] == [1, 3000]
     assert page.as_json(viewer.tree("search", 0))
     viewer.close()
+
+
+def test_reading_while_following_reads_every_tree_once(tmp_path: Path):
+    write_trees(tmp_path / "search", [grown(f"q{i}", f"Question {i}", 60, seed=i) for i in range(400)])
+    with Viewer(tmp_path) as viewer:
+        readers = [threading.Thread(target=viewer.refresh) for _ in range(4)]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        found = rows(viewer, "search")
+        assert [row["id"] for row in found] == [f"q{i}" for i in range(400)]
+        assert viewer.tree("search", 399)["id"] == "q399"

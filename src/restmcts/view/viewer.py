@@ -40,6 +40,7 @@ class Viewer:
         self._grader = Grader()
         self._overview: tuple[float, dict[str, Any]] = (-1.0, {})
         self._stopped, self._asked = threading.Event(), threading.Event()
+        self._reading = threading.Lock()
         self._asked_at = time.monotonic()
         self._thread: threading.Thread | None = None
         self._find()
@@ -113,18 +114,20 @@ class Viewer:
 
     def refresh(self) -> None:
         """Read all that is there now."""
-        self._find()
-        for index in self._indexes.values():
-            while not index.update():
-                pass
+        with self._reading:
+            self._find()
+            for index in self._indexes.values():
+                while not index.update():
+                    pass
 
     # ------------------------------------------------------------------ following the folder
 
     def _follow(self) -> None:
         while not self._stopped.is_set():
-            with suppress(OSError, RestmctsError):
-                self._find()
-            whole = [index.update(0.2) for index in list(self._indexes.values())]
+            with self._reading:  # one reader at a time: each goes on where the one before it stopped
+                with suppress(OSError, RestmctsError):
+                    self._find()
+                whole = [index.update(0.2) for index in self._indexes.values()]
             if all(whole):
                 self._asked.clear()
                 resting = time.monotonic() - self._asked_at > _REST_AFTER
