@@ -1,1 +1,1 @@
-"""Studies: what the methods are worth, on small models from scratch. Each is a module: `python -m studies.NAME`."""
+"""What the methods are worth, measured on small models trained from scratch: `python -m studies.NAME`."""

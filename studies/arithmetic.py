@@ -14,7 +14,7 @@ from restmcts.encoding import PromptSettings
 from restmcts.types import Problem
 
 PROMPT = PromptSettings(chat=False, instruction="", question="{question}\n")
-OPERATIONS = 5
+OPERATIONS = 4
 MODULUS = 20
 
 

@@ -13,37 +13,36 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rich.console import Console
 
 from restmcts.completing import complete_trees
-from restmcts.config import LabelSettings
 from restmcts.datasets import label_trees, value_rows, verify
 from restmcts.encoding import Encoder
 from restmcts.engines import Engines
 from restmcts.engines.opening import load_engines
 from restmcts.engines.settings import EngineSettings
 from restmcts.evaluate import search_all, stored_trees
-from restmcts.files import read_json, read_jsonl, write_json, write_jsonl
-from restmcts.metrics import bootstrap_mean, paired_difference
+from restmcts.files import read_json, write_json, write_jsonl
+from restmcts.lens import bestofn
+from restmcts.metrics import auc_within
 from restmcts.rows import ValueRow
 from restmcts.search import SearchSettings
+from restmcts.sections import LabelSettings
 from restmcts.seeds import derive_seed
-from restmcts.tables import Table
 from restmcts.tasks import get_task
 from restmcts.tasks.grade import Grader
 from restmcts.train.settings import PolicyTraining, ValueTraining
 from restmcts.types import Problem, Tree, Usage
 from restmcts.worked import worked_policy_rows
 from studies.arithmetic import PROMPT, problems, write_model
+from studies.verifier_tables import NUMBERS, report
 
-NUMBERS = (16, 64, 256)
 TASK = get_task("math")
 ENGINE = EngineSettings(kind="transformers", device="cpu", dtype="float32", max_rows=256)
 LIMITS: dict[str, Any] = {"temperature": 1.0, "step_tokens": 16, "max_depth": 8}
@@ -54,7 +53,7 @@ class Sizes:
     """How large everything is; the usual sizes are those of the study."""
 
     worked: int = 8000
-    epochs: int = 6
+    epochs: int = 7
     width: int = 96
     train: int = 200
     heldout: int = 150
@@ -216,7 +215,7 @@ def collect(study: Seed, policy: Path, grader: Grader) -> Iterator[tuple[str, li
     first = sample(study, "first", policy, questions, round(budget / chain / len(questions) / 4), grader)
     guide = train_verifier(study, "guide", rows(first, "rest-mcts"), policy)
     left = round((budget - _spent(first)) / len(questions))
-    settings = SearchSettings(iterations=1000, threshold=2, budget_tokens=left, **LIMITS)
+    settings = SearchSettings(iterations=1000, threshold=2, branch=6, budget_tokens=left, **LIMITS)
     steered = search(study, "mcts", policy, guide, questions, settings, grader)
     yield "ours", rows([*first, *steered], "rest-mcts")
 
@@ -245,29 +244,37 @@ def train_verifier(study: Seed, name: str, rows: Sequence[ValueRow], policy: Pat
 
 
 def score(study: Seed, pool: Sequence[Tree], grader: Grader) -> None:
-    """What every verifier says of every held-out solution: scores.jsonl, a line a question."""
+    """What every verifier's choice among the held-out solutions is worth: chances.jsonl, a line a question."""
     from restmcts.models import load_token_classifier, load_tokenizer
     from restmcts.train.value import score_traces
 
     def work(folder: Path) -> dict[str, Any]:
-        ends = [[n for n, s in enumerate(tree.status) if s != "open"] for tree in pool]
         correct = verify(pool, grader)
-        records: list[dict[str, Any]] = []
-        for tree, leaves, flags in zip(pool, ends, correct, strict=True):
-            keys = [None if (a := tree.answer[n]) is None else TASK.key(a) for n in leaves]
-            record = {"id": tree.problem.id, "copies": [tree.copies[n] for n in leaves], "key": keys}
-            records.append(record | {"right": [bool(flags[n]) for n in leaves], "last": {}, "least": {}})
+        leaves = [tree.finished() for tree in pool]
+        chances: dict[str, dict[str, dict[str, list[float]]]] = {tree.problem.id: {} for tree in pool}
+        quality: dict[str, float | None] = {}
         for path in sorted((study.out / "verifiers").iterdir()):
             name, model = read_json(path / "figures.json")["name"], load_token_classifier(path / "model")
             encoder = Encoder(load_tokenizer(path / "model"), PROMPT)
-            traces = [(tree.problem, tree.path(n)) for tree, leaves in zip(pool, ends, strict=True) for n in leaves]
-            values = iter(score_traces(model.eval(), encoder, traces, micro_tokens=16384))
-            for record, leaves in zip(records, ends, strict=True):
-                said = list(itertools.islice(values, len(leaves)))
-                record["last"][name] = [round(v[-1], 5) for v in said]
-                record["least"][name] = [round(min(v), 5) for v in said]
-        write_jsonl(folder / "scores.jsonl", records)
-        return {"solutions": sum(map(len, ends))}
+            traces = [(tree.problem, tree.path(n)) for tree, ends in zip(pool, leaves, strict=True) for n in ends]
+            said = iter(score_traces(model.eval(), encoder, traces, micro_tokens=16384))
+            scores: list[float] = []
+            rights: list[bool] = []
+            asked: list[str] = []
+            for tree, ends, flags in zip(pool, leaves, correct, strict=True):
+                values: list[float | None] = [None] * len(tree)
+                for end in ends:
+                    for node, value in zip(tree.nodes_to(end), next(said), strict=True):
+                        values[node] = value
+                    scores.append(float(values[end] or 0))
+                    rights.append(bool(flags[end]))
+                    asked.append(tree.problem.id)
+                samples = bestofn.pool(dataclasses.replace(tree, raw_value=values), flags, TASK)
+                assert samples is not None
+                chances[tree.problem.id][name] = bestofn.expected(samples, NUMBERS, study.seed)
+            quality[name] = auc_within(scores, rights, asked)[0]
+        write_jsonl(folder / "chances.jsonl", ({"id": i, "by": found} for i, found in chances.items()))
+        return {"solutions": sum(map(len, leaves)), "auc_in_question": quality}
 
     study.once("scores", work)
 
@@ -303,106 +310,6 @@ def _cost(usage: Usage, trees: int) -> dict[str, Any]:
 
 def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}
-
-
-# ---------------------------------------------------------------- the tables
-
-
-Question = tuple[str, list[str | None], list[bool], dict[str, list[float]]]
-"""its id; per solution its answer and whether that is right; per verifier the value of each"""
-
-
-def read(out: Path, of_steps: str) -> list[list[Question]]:
-    """The scores of every seed: one entry a solution, in an order drawn by chance."""
-    import random
-
-    seeds = []
-    for path in sorted(out.glob("seed-*/scores/scores.jsonl")):
-        questions: list[Question] = []
-        for record in read_jsonl(path):
-            order = [i for i, count in enumerate(record["copies"]) for _ in range(count)]
-            random.Random(derive_seed(path.parent.parent.name, record["id"])).shuffle(order)
-            values = {name: [said[i] for i in order] for name, said in record[of_steps].items()}
-            keys, right = [record["key"][i] for i in order], [record["right"][i] for i in order]
-            questions.append((record["id"], keys, right, values))
-        seeds.append(questions)
-    return seeds
-
-
-def chosen(keys: Sequence[str | None], right: Sequence[bool], weights: Sequence[float], vote: bool) -> bool:
-    """Whether the answer is right: of the highest-weighted solution, or of the answer with most weight. First wins."""
-    answered = [i for i, key in enumerate(keys) if key is not None]
-    if not answered:
-        return False
-    if not vote:
-        return right[max(answered, key=lambda i: weights[i])]
-    votes: dict[str | None, float] = {}
-    for i in answered:
-        votes[keys[i]] = votes.get(keys[i], 0.0) + weights[i]
-    winner = max(votes, key=lambda key: votes[key])
-    return next(right[i] for i in answered if keys[i] == winner)
-
-
-def answers(seeds: Sequence[Sequence[Question]], name: str, n: int) -> tuple[list[bool], list[str]]:
-    """Right or wrong, and the question, for every n solutions of the pools: disjoint groups, clustered by question."""
-    rights: list[bool] = []
-    asked: list[str] = []
-    vote, verifier = name.startswith("SC"), name.removeprefix("SC").removeprefix(" + ")
-    for questions in seeds:
-        for identity, keys, right, values in questions:
-            weights = values[verifier] if verifier else [1.0] * len(keys)
-            for start in range(0, len(keys) - n + 1, n):
-                part = slice(start, start + n)
-                rights.append(chosen(keys[part], right[part], weights[part], vote))
-                asked.append(identity)
-    return rights, asked
-
-
-def report(out: Path, console: Console) -> None:
-    """Show the tables over all seeds."""
-    for of_steps in ("last", "least"):
-        seeds = read(out, of_steps)
-        names = [name for name in seeds[0][0][3] if name != "guide"]
-        rows = ["SC", *(row for name in names for row in (name, f"SC + {name}"))]
-        found = {(row, n): answers(seeds, row, n) for row in rows for n in NUMBERS}
-        accuracies = Table(
-            f"Right answers, %, by the {of_steps} step's value ({len(seeds)} seeds)", ["", *map(str, NUMBERS)]
-        )
-        differences = Table("Points above SC, paired", ["", *map(str, NUMBERS)])
-        for row in rows:
-            cells, gains = [], []
-            for n in NUMBERS:
-                rights, asked = found[row, n]
-                interval = bootstrap_mean(rights, asked)
-                assert interval is not None
-                cells.append(f"{100 * fmean(rights):.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]")
-                gains.append(_difference(found["SC", n], found[row, n]))
-            accuracies.rows.append([row, *cells])
-            differences.rows.append([row, *gains])
-        accuracies.show(console)
-        differences.show(console)
-        pairs = Table("Paired differences", ["", *map(str, NUMBERS)])
-        for one, other in itertools.combinations(names, 2):
-            for kind in ("", "SC + "):
-                cells = [_difference(found[kind + other, n], found[kind + one, n]) for n in NUMBERS]
-                pairs.rows.append([f"{kind}{one} − {other}", *cells])
-        pairs.show(console)
-    costs = Table("What the data cost, per seed", ["", "tokens", "epochs", "rows", "labelled steps", "trained tokens"])
-    for path in sorted(out.glob("seed-*")):
-        for figures in sorted(path.glob("**/figures.json")):
-            made = read_json(figures)
-            tokens = str(made.get("policy_tokens", ""))
-            cells = [str(made.get(k, "")) for k in ("epochs", "rows", "labelled_steps", "tokens")]
-            costs.rows.append([f"{path.name} {figures.parent.name}", tokens, *cells])
-    costs.show(console)
-
-
-def _difference(before: tuple[list[bool], list[str]], after: tuple[list[bool], list[str]]) -> str:
-    made = paired_difference(before[0], after[0], before[1])
-    if made is None or made.interval is None:
-        return ""
-    p = 1.0 if made.p is None else made.p
-    return f"{100 * made.mean:+.1f} [{100 * made.interval.low:+.1f}, {100 * made.interval.high:+.1f}] p {p:.3f}"
 
 
 def main() -> None:
