@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import gc
+import math
 import random
 import time
 from collections import deque
@@ -88,19 +89,59 @@ def run(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Errand:
-    """One search to be made; the seed of its tree is derived from `seed` and the problem's id."""
+    """One search to be made; the seed of its tree is derived from `seed` and the problem's id.
+
+    `most` are limits of whoever runs it, beside the budgets of `settings`, with which the method plans.
+    """
 
     problem: Problem
     method: Method
     settings: SearchSettings
     seed: int
     task: Task
+    most: Budget | None = dataclasses.field(default=None, kw_only=True)
 
     def search(self) -> Search:
         return self.method(self.problem, self.settings, derive_seed(self.seed, self.problem.id), self.task)
 
+    def limits(self) -> Budget:
+        """The smaller of both limits of each kind."""
+        own = self.settings.budget()
+        return own if self.most is None else own.within(self.most)
+
 
 E = TypeVar("E", bound=Errand)
+
+Watch = Callable[[Ask, Count], None]
+"""told what a search asks, before it is answered, and what the search has cost up to there"""
+
+
+class Drive:
+    """Engines at work on any number of trees, to which trees are added as they come (see `driving`).
+
+    One event loop asks all of them; each tree is awaited, and given up, by itself.
+    """
+
+    def __init__(self, engines: Engines, account: Account) -> None:
+        self.engines = engines
+        self.account = account
+
+    async def search(self, errand: Errand, watch: Watch | None = None) -> Tree:
+        """The tree of one errand, within its own budget and that of the account.
+
+        Raises EngineError when an engine is gone for good, ConfigError when the method asks for values and there is no
+        value model; what the method or `watch` raises comes through. When it is cancelled, so is what it has in flight.
+        """
+        ride = _Ride(errand.search(), self.engines, errand.limits(), self.account, watch)
+        return await ride.to_the_end()
+
+
+@contextmanager
+def driving(engines: Engines, *, concurrency: int, account: Account | None = None) -> Iterator[Drive]:
+    """A drive, for searches of which about `concurrency` are open at once. The engines stay open."""
+    bill = account or Account()
+    with bill.watching(engines), _rare_collections(concurrency):
+        yield Drive(engines, bill)
 
 
 def run_errands(
@@ -115,23 +156,21 @@ def run_errands(
     if concurrency < 1:
         raise ConfigError(f"concurrency = {concurrency}: at least one tree must be open")
     waiting = iter(errands)
-    bill = account or Account()
 
-    async def lane() -> None:
-        while not bill.spent() and (errand := next(waiting, None)) is not None:
-            ride = _Ride(errand.search(), engines, errand.settings.budget(), bill)
-            on_tree(errand, await ride.to_the_end())
+    async def lane(drive: Drive) -> None:
+        while not drive.account.spent() and (errand := next(waiting, None)) is not None:
+            on_tree(errand, await drive.search(errand))
 
-    async def lanes() -> None:
+    async def lanes(drive: Drive) -> None:
         try:
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrency):
-                    group.create_task(lane())
+                    group.create_task(lane(drive))
         except BaseExceptionGroup as failures:
             raise _first(failures) from None  # it stopped the others
 
-    with bill.watching(engines), _rare_collections(concurrency):
-        _run(lanes())
+    with driving(engines, concurrency=concurrency, account=account) as drive:
+        _run(lanes(drive))
 
 
 @contextmanager
@@ -182,7 +221,10 @@ def _run(main: Coroutine[Any, Any, None]) -> None:
 class _Ride:
     """One tree on its way: its requests are answered, what they cost is counted, its budget is held."""
 
-    def __init__(self, search: Search, engines: Engines, budget: Budget, account: Account) -> None:
+    def __init__(
+        self, search: Search, engines: Engines, budget: Budget, account: Account, watch: Watch | None = None
+    ) -> None:
+        self.watch = watch
         self.search = search
         self.engines = engines
         self.budget = budget
@@ -218,6 +260,8 @@ class _Ride:
 
     async def answer(self, asked: Ask) -> Answer | None:
         """The engines' replies within what is left of the budget; None when it is exhausted."""
+        if self.watch is not None:
+            self.watch(asked, self.count)
         begin = time.monotonic()
         if isinstance(asked, tuple):
             replies = await self.replies(asked)
@@ -329,6 +373,9 @@ class _Ride:
             proposals = await policy.propose(request)
             if len(proposals.samples) > request.n:
                 raise EngineError(f"{policy.identity} made {len(proposals.samples)} samples of {request.n} asked for")
+            for sample in proposals.samples:
+                if sample.logprob is not None and not math.isfinite(sample.logprob):
+                    raise EngineError(f"{policy.identity} gave the log-probability {sample.logprob}; it must be finite")
             return proposals
         if isinstance(request, Critique):
             return await policy.critique(request)
