@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import logging
 import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from restmcts.errors import StoreError
+
+log = logging.getLogger("restmcts")
+
+PART = ".part"
+"""ends the name of a file that is being written; one that is left behind never was the file it was to become"""
+TORN = ".torn"
+"""ends the name of the file beside a file of records to which its damaged lines are moved"""
 
 
 @contextmanager
@@ -22,6 +31,10 @@ def explained(path: Path, doing: str = "write") -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(_explain(error, path, doing)) from error
+    except ValueError as error:
+        if "null byte" not in str(error) and not isinstance(error, UnicodeEncodeError):
+            raise
+        raise StoreError(f"cannot {doing} {str(path)!r}: that is no path; choose another one") from None
 
 
 def _explain(error: OSError, path: Path, doing: str) -> str:
@@ -38,22 +51,32 @@ def _explain(error: OSError, path: Path, doing: str) -> str:
     return f"cannot {doing} {path}: {error.strerror or error}"
 
 
-def write_atomic(path: Path, data: str | bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut. Raises StoreError."""
-    raw = data.encode("utf-8") if isinstance(data, str) else data
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in place of `path`, which is then there whole or as it was, also after a power cut.
+
+    Raises StoreError.
+    """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}{PART}")
         try:
             with part.open("xb") as file:
-                file.write(raw)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
         except BaseException:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink()
             raise
         _sync_folder(path.parent)
+
+
+def write_atomic(path: Path, data: str | bytes) -> None:
+    """Write a file so that it is there whole or not at all. Raises StoreError."""
+    with replacing(path) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -67,13 +90,15 @@ def read_json(path: Path) -> Any:
         raw = path.read_bytes()
     try:
         return json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is not JSON ({error}); restore it, or redo the stage that wrote it") from None
 
 
 def write_jsonl(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Write records, one JSON object a line, atomically. Raises StoreError."""
-    write_atomic(path, b"".join(_line(record) for record in records))
+    with replacing(path) as file:
+        for record in records:
+            file.write(_line(record))
 
 
 def read_jsonl(path: str | Path, *, skip_torn: bool = False) -> Iterator[dict[str, Any]]:
@@ -82,6 +107,14 @@ def read_jsonl(path: str | Path, *, skip_torn: bool = False) -> Iterator[dict[st
     With `skip_torn` a broken last line without its newline is passed over: it is still owed by whoever writes the
     file. Raises StoreError naming file and line for everything else that is not a JSON object.
     """
+    return (record for _, record in numbered_jsonl(path, skip_torn=skip_torn))
+
+
+def numbered_jsonl(
+    path: str | Path, *, skip_torn: bool = False, damaged: dict[int, str] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """As `read_jsonl`, with the number of each line. Where `damaged` is given, lines that hold no JSON object are
+    passed over and noted there, with what is wrong with them."""
     path = Path(path)
     with explained(path, "read"):
         file = path.open("rb")
@@ -91,9 +124,29 @@ def read_jsonl(path: str | Path, *, skip_torn: bool = False) -> Iterator[dict[st
                 continue
             record, problem = _parse(raw)
             if record is not None:
-                yield record
+                yield number, record
+            elif damaged is not None:
+                damaged[number] = problem
             elif not (skip_torn and not raw.endswith(b"\n")):
                 raise StoreError(f"{path}, line {number}: {problem}; each line must be one JSON object")
+
+
+def set_aside_lines(path: Path, damaged: Mapping[int, str]) -> None:
+    """Move the lines numbered in `damaged`, with what is wrong with them, to NAME.torn, and say so. Raises StoreError.
+
+    They are there before they are gone here.
+    """
+    if not damaged:
+        return
+    torn = path.with_name(path.name + TORN)
+    with replacing(path) as kept, path.open("rb") as file, torn.open("ab") as aside:
+        for number, raw in enumerate(file, start=1):
+            (aside if number in damaged else kept).write(raw.rstrip(b"\n") + b"\n")
+        aside.flush()
+        os.fsync(aside.fileno())
+    first, problem = next(iter(damaged.items()))
+    many = f"line {first}" if len(damaged) == 1 else f"{len(damaged)} lines, the first of them line {first}"
+    log.warning("%s is damaged (%s: %s): set aside in %s, and owed again", path, many, problem, torn.name)
 
 
 def _parse(raw: bytes) -> tuple[dict[str, Any] | None, str]:
@@ -115,6 +168,58 @@ def _line(record: Mapping[str, Any]) -> bytes:
         return (json.dumps(record, ensure_ascii=False, **compact) + "\n").encode("utf-8")
     except UnicodeEncodeError:  # a lone surrogate from a model's broken text has no UTF-8, but it has an escape
         return (json.dumps(record, ensure_ascii=True, **compact) + "\n").encode("ascii")
+
+
+def sync_tree(folder: Path) -> None:
+    """Put everything in a folder on the disk, and take away what was left of writes cut short. Raises StoreError."""
+    with explained(folder):
+        for path in sorted(folder.rglob("*")):
+            if path.is_dir():
+                _sync_folder(path)
+            elif path.name.endswith(PART) and path.name.startswith("."):
+                path.unlink()
+            elif path.is_file():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        _sync_folder(folder)
+
+
+def inventory(folder: Path, *, without: Iterable[str] = ()) -> dict[str, str]:
+    """The files of a folder, hidden ones and those `without` apart: name → size and hash of content (`sample`)."""
+    left_out = set(without)
+    found: dict[str, str] = {}
+    with explained(folder, "read"):
+        for path in sorted(folder.rglob("*")):
+            parts = path.relative_to(folder).parts
+            hidden = any(part.startswith(".") or part in left_out for part in parts) or path.name.endswith(TORN)
+            if path.is_file() and not hidden:
+                found["/".join(parts)] = f"{path.stat().st_size} {sample(path, 1 << 25).hex()}"
+    return found
+
+
+def damage(folder: Path, files: Mapping[str, str]) -> str | None:
+    """What has become of the `files` that `inventory` found in a folder: None, or the first that is gone or changed.
+
+    A small file of settings may be edited; of records and weights every byte counts.
+    """
+    for name, was in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path} is gone"
+        if path.suffix in (".jsonl", ".safetensors"):
+            with explained(path, "read"):
+                now = f"{path.stat().st_size} {sample(path, 1 << 25).hex()}"
+            if now != was:
+                return f"{path} has changed since it was written"
+    return None
+
+
+def sample(path: Path, piece: int = 1 << 20) -> bytes:
+    """sha256 of the first and the last `piece` bytes of a file."""
+    with path.open("rb") as file:
+        head = file.read(piece)
+        file.seek(max(piece, path.stat().st_size - piece))
+        return hashlib.sha256(head + file.read(piece)).digest()
 
 
 def _sync_folder(path: Path) -> None:
@@ -200,10 +305,13 @@ class JsonlWriter:
             return size
         record, _ = _parse(last) if last else ({}, "")
         if record is None:
-            torn = self.path.with_name(self.path.name + ".torn")
+            torn = self.path.with_name(self.path.name + TORN)
             with torn.open("ab") as aside:
                 aside.write(last.rstrip(b"\n") + b"\n")
+                aside.flush()
+                os.fsync(aside.fileno())
             os.ftruncate(descriptor, start)
+            log.warning("%s: its torn last line is set aside in %s, and owed again", self.path, torn.name)
             return start
         if last and not last.endswith(b"\n"):
             size += os.write(descriptor, b"\n")

@@ -6,6 +6,7 @@ import atexit
 import fcntl
 import json
 import os
+import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from restmcts.errors import StoreError
-from restmcts.files import explained
+from restmcts.files import PART, explained
 
 
 class Lock:
@@ -30,8 +31,7 @@ class Lock:
                 holder = _holder(path)
                 if holder is not None and _alive(holder):
                     raise StoreError(_in_use(path, holder)) from None
-                path.unlink(missing_ok=True)
-                self._create()
+                self._take_over(holder)
         atexit.register(self.release)
 
     def release(self) -> None:
@@ -50,10 +50,37 @@ class Lock:
             "process_started": _process_start(os.getpid()),
             "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(mine, file)
+        raw = json.dumps(mine).encode()
+        part = self._beside()
+        try:
+            part.write_bytes(raw)
+            os.link(part, self.path)  # there at once and whole, on network file systems too
+        except FileExistsError:
+            raise
+        except OSError:  # no hard links here
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(raw)
+        finally:
+            part.unlink(missing_ok=True)
         self._mine = mine
+
+    def _take_over(self, stale: Mapping[str, Any] | None) -> None:
+        """Put our lock in the place of one whose owner is gone, unless another process is quicker."""
+        aside = self._beside()
+        with suppress(FileNotFoundError):
+            self.path.rename(aside)
+            if (found := _holder(aside)) != stale and found is not None:
+                aside.rename(self.path)
+                raise StoreError(_in_use(self.path, found))
+            aside.unlink()
+        try:
+            self._create()
+        except FileExistsError:
+            raise StoreError(_in_use(self.path, _holder(self.path) or {})) from None
+
+    def _beside(self) -> Path:
+        return self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}{PART}")
 
 
 def held(path: Path) -> bool:
@@ -66,7 +93,7 @@ def _holder(path: Path) -> dict[str, Any] | None:
     """Who holds the lock; None when its file is gone or was never written to the end."""
     try:
         holder = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
     return holder if isinstance(holder, dict) and isinstance(holder.get("pid"), int) else None
 
@@ -88,7 +115,7 @@ def _alive(holder: Mapping[str, Any]) -> bool:
         return True  # nobody here can know
     try:
         os.kill(holder["pid"], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # none of that number, or no number of a process
         return False
     except PermissionError:
         pass
@@ -111,6 +138,6 @@ def _in_use(path: Path, holder: Mapping[str, Any]) -> str:
     if holder.get("host") == socket.gethostname():
         return f"{path.parent} is in use by process {holder['pid']}; wait for it, stop it, or use another --out"
     return (
-        f"{path.parent} is in use by process {holder['pid']} on {holder.get('host')}; use another --out, "
+        f"{path.parent} is in use by process {holder.get('pid')} on {holder.get('host')}; use another --out, "
         f"or delete {path} if that process is gone"
     )

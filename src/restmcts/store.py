@@ -1,38 +1,46 @@
 """The run folder: what is finished stays finished, and what is half done can be taken up again.
 
 A stage is finished when its `manifest.json` exists. Everything a stage makes is on the disk before its manifest is,
-so the same command, run again after Ctrl-C, `kill -9` or a power cut, goes on exactly where the disk says.
+so the same command, run again after Ctrl-C, `kill -9` or a power cut, goes on exactly where the disk says. What is
+found damaged is named, set aside and made again; nothing is deleted.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import logging
 import platform
 import secrets
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from difflib import get_close_matches
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from restmcts.errors import ConfigError, StoreError
+from restmcts.errors import ConfigError, Damaged, StoreError
 from restmcts.files import (
+    PART,
     JsonlWriter,
+    damage,
     explained,
+    inventory,
     read_json,
     read_jsonl,
+    sync_tree,
     write_atomic,
     write_json,
     write_jsonl,
 )
 from restmcts.lock import Lock
+from restmcts.manifest import BEGUN, CARD, MANIFEST, Manifest, as_begun, fingerprint, read_begun
 
 __all__ = [
+    "BEGUN",
+    "MANIFEST",
     "JsonlWriter",
     "Manifest",
     "RunFolder",
@@ -46,43 +54,12 @@ __all__ = [
     "write_jsonl",
 ]
 
-MANIFEST_SCHEMA = 1
-MANIFEST = "manifest.json"
-BEGUN = "begun.json"
 LOCK = "run.lock"
 SET_ASIDE = ".set-aside"
 WHOLE = "."
 """the stage whose folder is the run folder itself: a stage done alone"""
-_RECORDED_VERSIONS = ("restmcts", "numpy", "torch", "transformers", "peft", "accelerate", "math-verify")
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """What a finished stage was made from and what came of it."""
-
-    stage: str
-    settings: dict[str, Any]
-    """the settings that matter to the stage's result"""
-    inputs: dict[str, dict[str, str]]
-    """label → path (relative inside the run folder) and sha256"""
-    metrics: dict[str, Any]
-    seconds: float
-    """time spent on the stage, interrupted attempts included"""
-    versions: dict[str, str]
-    finished: str
-    """when, in UTC"""
-    schema: int = MANIFEST_SCHEMA
-
-    @classmethod
-    def read(cls, path: Path) -> Manifest:
-        """Raises StoreError when the file cannot be read or is of another schema."""
-        record = read_json(path)
-        if not isinstance(record, dict) or record.get("schema") != MANIFEST_SCHEMA:
-            raise StoreError(f"{path} is not a manifest of schema {MANIFEST_SCHEMA}; use the restmcts that wrote it")
-        missing = [f.name for f in fields(cls) if f.name not in record]
-        if missing:
-            raise StoreError(f"{path} lacks {', '.join(missing)}; restore it, or redo the stage")
-        return cls(**{f.name: record[f.name] for f in fields(cls)})
+log = logging.getLogger("restmcts")
+_RECORDED_VERSIONS = ("restmcts", "numpy", "torch", "transformers", "peft", "trl", "accelerate", "math-verify")
 
 
 class StageFolder:
@@ -118,20 +95,16 @@ class StageFolder:
     def reopen(self) -> None:
         """Take a finished stage up again: what it holds is kept, and more is to come. Raises StoreError."""
         assert self.manifest is not None
-        old = self.manifest
-        self._begun = {"stage": self._begun["stage"], "settings": old.settings, "inputs": old.inputs}
-        self._begun |= {"seconds": old.seconds, "attempts": 1}
+        self._begun = as_begun(self.manifest)
         write_json(self.path / BEGUN, self._begun)
-        (self.path / MANIFEST).unlink()
+        with explained(self.path):
+            (self.path / MANIFEST).unlink()
         self.manifest = None
         self._since = time.monotonic()
 
     def finish(self, metrics: Mapping[str, Any] | None = None) -> Manifest:
         """Put everything in the folder on the disk, then write the manifest. Raises StoreError."""
-        for file in sorted(self.path.rglob("*")):
-            if file.is_file():
-                with explained(file), file.open("rb") as opened:
-                    os.fsync(opened.fileno())
+        sync_tree(self.path)
         manifest = Manifest(
             stage=self.name,
             settings=self._begun["settings"],
@@ -140,9 +113,11 @@ class StageFolder:
             seconds=round(self.seconds, 3),
             versions=_versions(),
             finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            files=inventory(self.path, without=(BEGUN, CARD, MANIFEST, LOCK)),
         )
         write_json(self.path / MANIFEST, asdict(manifest))
-        (self.path / BEGUN).unlink(missing_ok=True)
+        with explained(self.path):
+            (self.path / BEGUN).unlink(missing_ok=True)
         self.manifest = manifest
         return manifest
 
@@ -166,6 +141,9 @@ class RunFolder:
         with explained(self.path, "make"):
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(self.path / LOCK)
+        with explained(self.path):
+            for part in self.path.glob(f".*{PART}"):  # whoever was writing it is gone
+                part.unlink(missing_ok=True)
 
     def finished(self, name: str) -> Manifest | None:
         """The manifest of stage `name`, or None while it is not finished. Raises StoreError if it is unreadable."""
@@ -178,13 +156,19 @@ class RunFolder:
         """Begin, resume or look up a stage (`done` tells which).
 
         `settings` are those that change the stage's result, nested as you like; `inputs` are the files and folders
-        it reads. Raises ConfigError when the stage was made, wholly or in part, with other settings or inputs.
+        it reads. Raises ConfigError when the stage was made, wholly or in part, with other settings or inputs, and
+        Damaged when it cannot be made because an earlier one has lost what it made: that one is owed again.
         """
-        manifest = self.finished(name)
+        manifest = self._sound_manifest(name)
+        if manifest is not None:
+            with explained(self.path):  # a process may have died between the manifest and this
+                (self.path / name / BEGUN).unlink(missing_ok=True)
         now = {"settings": _plain(settings), "inputs": {}}
         earlier = asdict(manifest) if manifest is not None else self._begun(name)
         if earlier is not None:
             self._check_settings(name, earlier["settings"], now["settings"])
+        if manifest is None:
+            self.check_whole(inputs or {})
         now["inputs"] = self._fingerprints(inputs or {}, needed=manifest is None)
         if earlier is not None:
             self._check_inputs(name, earlier["inputs"], now["inputs"])
@@ -217,11 +201,10 @@ class RunFolder:
         reads = {stage: self._reads(stage, stages) for stage in stages}
         while more := {stage for stage in stages if stage not in gone and reads[stage] & gone}:
             gone |= more
-        aside = self.path / SET_ASIDE / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-        for stage in sorted(gone):
-            with explained(aside):
-                (aside / stage).parent.mkdir(parents=True, exist_ok=True)
-                (self.path / stage).rename(aside / stage)
+        aside = self._aside()
+        # The stage itself goes last: a redo that is cut short leaves nothing that was made from what is gone.
+        for stage in sorted(gone, key=lambda stage: (stage == name or stage.startswith(name + "/"), stage)):
+            self._move(stage, aside)
         return sorted(gone)
 
     def close(self) -> None:
@@ -236,11 +219,74 @@ class RunFolder:
 
     def _begun(self, name: str) -> dict[str, Any] | None:
         """How an unfinished stage was begun; None where nothing came of it yet, so that a typo can be mended."""
-        folder = self.path / name
-        if not (folder / BEGUN).exists():
+        mark = self.path / name / BEGUN
+        if not mark.exists() or not any(file.stat().st_size for file in self._work(name)):
             return None
-        work = (file for file in folder.rglob("*") if file.is_file() and file.name not in (BEGUN, LOCK))
-        return read_json(folder / BEGUN) if any(file.stat().st_size for file in work) else None
+        return read_begun(mark)
+
+    def _work(self, name: str) -> Iterator[Path]:
+        """What a stage has written, its marks apart."""
+        for file in (self.path / name).rglob("*"):
+            inside = file.relative_to(self.path).parts
+            own = file.name in (BEGUN, LOCK, MANIFEST) or file.name.endswith(PART) or SET_ASIDE in inside
+            if file.is_file() and not own:
+                yield file
+
+    def _sound_manifest(self, name: str) -> Manifest | None:
+        """As `finished`; a stage whose marks cannot be read is set aside, for nobody knows what made it."""
+        try:
+            manifest = self.finished(name)
+            if manifest is None:
+                self._begun(name)
+            return manifest
+        except Damaged as error:
+            aside = self._aside()
+            self._move(name, aside)
+            log.warning("%s: %s is set aside in %s, and done again", error, self._called(name), aside)
+            return None
+
+    def check_whole(self, inputs: Mapping[str, str | Path]) -> None:
+        """Raise Damaged where an input was made by a finished stage and is no longer what it made.
+
+        A stage of this run is then taken up again, with what is left of its work.
+        """
+        for path in map(Path, inputs.values()):
+            folder = path if (path / MANIFEST).is_file() else path.parent
+            if not (folder / MANIFEST).is_file() or not folder.resolve().is_relative_to(self.path.resolve()):
+                continue
+            manifest = Manifest.read(folder / MANIFEST)
+            problem = damage(folder, manifest.files)
+            if problem is None:
+                continue
+            aside = self._aside()
+            inside = folder.resolve().relative_to(self.path.resolve())
+            with explained(aside):
+                (aside / inside).mkdir(parents=True)
+                for file in folder.iterdir():
+                    if file.is_file() and (file.suffix == ".jsonl" or file.name == MANIFEST):
+                        shutil.copy2(file, aside / inside)
+                write_json(folder / BEGUN, as_begun(manifest))
+                (folder / MANIFEST).unlink()
+            raise Damaged(
+                f"{problem}: copies of what is left are in {aside}, and {inside.as_posix()} is taken up again"
+            )
+
+    def _aside(self) -> Path:
+        """A new place for what is set aside."""
+        return self.path / SET_ASIDE / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+    def _move(self, name: str, aside: Path) -> None:
+        """Move the folder of a stage to `aside`; of one that is the whole run folder, what is in it."""
+        folder = self.path / name
+        with explained(aside):
+            (aside / name).parent.mkdir(parents=True, exist_ok=True)
+            if name != WHOLE:
+                folder.rename(aside / name)
+                return
+            aside.mkdir(exist_ok=True)
+            for entry in folder.iterdir():
+                if entry.name not in (LOCK, SET_ASIDE):
+                    entry.rename(aside / entry.name)
 
     def _reads(self, stage: str, stages: list[str]) -> set[str]:
         """The stages whose files `stage` was made from."""
@@ -286,32 +332,6 @@ _ABSENT = object()
 
 def _remedy(name: str) -> str:
     return "use another --out, or move that folder away" if name == WHOLE else f"use another --out, or --redo {name}"
-
-
-def fingerprint(path: Path) -> str:
-    """sha256 of a file, or of a folder's content. Raises StoreError when it cannot be read.
-
-    A finished stage's folder is known by its manifest, which is written last and never again; in any other folder
-    names, sizes and the content of small files count, and of big ones (model weights) the ends.
-    """
-    with explained(path, "read"):
-        if (path / MANIFEST).is_file():
-            path = path / MANIFEST
-        if path.is_dir():
-            total = hashlib.sha256()
-            for file in sorted(file for file in path.rglob("*") if file.is_file()):
-                total.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
-                total.update(_sample(file))
-            return total.hexdigest()
-        with path.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _sample(path: Path, piece: int = 1 << 20) -> bytes:
-    with path.open("rb") as file:
-        head = file.read(piece)
-        file.seek(max(piece, path.stat().st_size - piece))
-        return hashlib.sha256(head + file.read(piece)).digest()
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -143,16 +143,18 @@ def _problem(
     extra = {column: value for column, value in row.items() if column not in used.values() and _is_plain(value)}
     own_extra = row.get("extra")
     if isinstance(own_extra, Mapping):
-        extra |= own_extra
+        extra.pop("extra", None)
+        extra |= {column: value for column, value in own_extra.items() if _is_plain(value)}
     own_id = (cells["id"] or "").strip()
     problem = Problem(own_id or content_id(question), question, answer, solution, problem_task.name, extra)
     return problem, bool(own_id)
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: Any, depth: int = 20) -> bool:
     """Whether a run can store `value` as JSON (pictures, dates and bytes of a Parquet file it cannot)."""
-    if isinstance(value, list):
-        return all(map(_is_plain, value))
+    if isinstance(value, (list, dict)):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(v is None or _is_plain(v, depth - 1) for v in inner)
     return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 

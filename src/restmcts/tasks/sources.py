@@ -20,6 +20,9 @@ Row = tuple[str, Mapping[str, Any]]
 """where the row stands, its columns"""
 
 _HUB = re.compile(r"(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@\s]+))?(?:@(?P<split>\S+))?")
+LARGEST = 4 << 30
+"""bytes that a packed file may unpack to"""
+_PARQUET_ROWS = 64
 _LISTS = ("data", "problems", "questions", "examples", "rows", "train", "test")
 
 
@@ -105,15 +108,26 @@ def _parquet(path: Path) -> Iterator[Row]:
         import pyarrow.parquet
     except ModuleNotFoundError:
         raise TaskError(f"reading {path} needs pyarrow; run: pip install 'restmcts[hf]'") from None
-    number = 0
+    number = held = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+            groups = [file.metadata.row_group(at) for at in range(file.num_row_groups)]
+            _bounded(path, sum(group.total_byte_size for group in groups))
+            # In small batches, and by row: what repeats takes no room in a file or a column, and all of it in rows.
+            for batch in file.iter_batches(batch_size=_PARQUET_ROWS):
+                columns = held + batch.nbytes
                 for row in batch.to_pylist():
                     number += 1
+                    held += sum(len(value) for value in row.values() if isinstance(value, str))
+                    _bounded(path, max(columns, held))
                     yield f"{path}, row {number}", row
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise TaskError(f"{path} is not a readable Parquet file ({_first_line(error)}); write it again") from None
+
+
+def _bounded(path: Path, size: int) -> None:
+    if size > LARGEST:
+        raise TaskError(f"{path} holds more than {LARGEST >> 20} MiB of text; give it in parts")
 
 
 READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
