@@ -7,13 +7,13 @@ from typing import Literal
 
 from restmcts import datasets, drive
 from restmcts.completing import complete_trees
-from restmcts.config import LabelSettings
 from restmcts.engines import Engines
 from restmcts.errors import ConfigError
 from restmcts.rows import TreeLabels
 from restmcts.search import get_search
 from restmcts.search.completions import COMPLETING
 from restmcts.search.settings import SearchSettings
+from restmcts.sections import LabelSettings
 from restmcts.tasks import get_task
 from restmcts.tasks.grade import Grader
 from restmcts.types import Problem, Tree

@@ -1,6 +1,5 @@
 """The command line: the whole loop, each of its stages by itself, and one question.
 
-Commands read settings alike: defaults, `--preset`, a YAML file, flags, `--set name=value`, each over the one before.
 Heavy libraries load inside the commands that need them.
 """
 
@@ -9,16 +8,30 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from restmcts import __version__
+from restmcts import cli_data
+from restmcts.options import (
+    Config,
+    Labels,
+    Method,
+    Out,
+    Policy,
+    Preset,
+    Problems,
+    Quiet,
+    Redo,
+    Seed,
+    Set,
+    Value,
+    listed,
+    read_settings,
+    set_aside,
+    show_progress,
+)
 from restmcts.shell import guarded
-
-if TYPE_CHECKING:
-    from restmcts.config import RunConfig
-    from restmcts.console import Progress
 
 app = typer.Typer(
     name="restmcts",
@@ -31,25 +44,6 @@ train = typer.Typer(help="Train one of the two models on rows that `restmcts lab
 app.add_typer(train, name="train")
 evaluation = typer.Typer(invoke_without_command=True)
 app.add_typer(evaluation, name="evaluate")
-
-Config = Annotated[Path | None, typer.Option("--config", help="YAML file of settings")]
-Preset = Annotated[str | None, typer.Option(help="built-in settings to start from, e.g. demo")]
-Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="any setting, by its dotted name")]
-Policy = Annotated[
-    str | None, typer.Option(help="embedded, a checkpoint folder, a hub id, or scripted (no model, for trying out)")
-]
-Value = Annotated[str | None, typer.Option(help="value model: a checkpoint folder or a hub id")]
-Problems = Annotated[
-    str | None,
-    typer.Option(help="JSONL, JSON, CSV or Parquet file, hub data set name[:config][@split], or gsm8k, math500, …"),
-]
-Out = Annotated[Path, typer.Option(help="folder for the results; run the same command again to resume")]
-Seed = Annotated[int | None, typer.Option(help="of everything random")]
-Redo = Annotated[
-    list[str] | None,
-    typer.Option(metavar="STAGE", help="set aside a stage (named as its folder) and all that follows from it"),
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -85,8 +79,13 @@ def run(
     out: Annotated[Path | None, typer.Option(help="the run folder; run the same command again to resume")] = None,
     seed: Seed = None,
     rounds: Annotated[int | None, typer.Option(help="rounds of search and training")] = None,
+    method: Method = None,
+    labels: Labels = None,
     overrides: Set = None,
     redo: Redo = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show the settings and which stages are finished; run nothing")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Take a model through the whole self-training loop; the same command resumes after any interruption."""
@@ -105,55 +104,72 @@ def run(
         "out": out,
         "seed": seed,
         "rounds": rounds,
+        "method": method,
+        "labels": labels and {"source": labels},
     }
-    settings = _settings(config, preset, overrides, **flags)
+    settings = read_settings(config, preset, overrides, **flags)
+    if dry_run:
+        from restmcts.preview import show_run
+
+        show_run(settings, Console())
+        return
     settings.check_complete()
     with Progress(mode="quiet" if quiet else "auto") as progress:
-        _set_aside(settings.out, redo, progress)
+        set_aside(settings.out, redo, progress)
         run_loop(settings, progress=progress)
     path = report(settings.out, Console())
     print(f"report: {path}")
 
 
-@app.command(name="report")
-def report_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders; several are seeds of one run")],
-    out: Annotated[Path | None, typer.Option(help="also write the report to this Markdown file")] = None,
-    html: Annotated[Path | None, typer.Option(help="also write it as one HTML file with plots and trees")] = None,
+@app.command()
+def plan(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of settings")] = None,
+    preset: Preset = None,
+    policy: Policy = None,
+    problems: Problems = None,
+    heldout: Annotated[str | None, typer.Option(help="questions to evaluate on, as --problems")] = None,
+    rounds: Annotated[int | None, typer.Option(help="rounds of search and training")] = None,
+    method: Method = None,
+    overrides: Set = None,
+    questions: Annotated[int | None, typer.Option(min=1, help="training questions, where they cannot be read")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="assumed steps of a solution")] = None,
+    step_tokens: Annotated[int | None, typer.Option(min=1, help="assumed tokens of a step")] = None,
+    tflops: Annotated[float | None, typer.Option(min=1, help="speed of one GPU in bfloat16, TFLOP/s")] = None,
+    gpu_memory: Annotated[float | None, typer.Option(min=1, help="memory of one GPU, GB")] = None,
 ) -> None:
-    """Show the tables of a finished run, or of several seeds of it together."""
+    """Show the stages of a run with an estimate of tokens, GPU-hours and memory; loads no model and runs nothing."""
     from rich.console import Console
 
-    from restmcts.report import combine
+    from restmcts.plan import assumptions, make_plan, show_plan
 
-    combine(runs, Console(), out)
-    if html is not None:
-        from restmcts.view.page import write_page
+    flags = {"policy": policy, "problems": problems, "heldout": heldout, "rounds": rounds, "method": method}
+    assumed = assumptions(
+        questions=questions, steps=steps, step_tokens=step_tokens, tflops=tflops, gpu_memory=gpu_memory
+    )
+    for table in show_plan(make_plan(read_settings(config, preset, overrides, **flags), assumed)):
+        table.show(Console())
 
-        write_page(runs, html)
-        print(f"page: {html}")
 
-
-@app.command()
-def view(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="folder of a run or of one stage, finished or not")],
-    host: Annotated[str, typer.Option(help="address to listen on; another than this machine's own needs a token")] = (
-        "127.0.0.1"
-    ),
-    port: Annotated[int | None, typer.Option(help="default: the first free one from 8421 on")] = None,
-    browser: Annotated[bool, typer.Option(help="open it in the browser")] = True,
+@app.command(name="serve")
+def serve_command(
+    policy: Policy = None,
+    value: Value = None,
+    config: Config = None,
+    preset: Preset = None,
+    overrides: Set = None,
+    seed: Seed = None,
+    host: Annotated[
+        str | None, typer.Option(help="address to listen on; another than loopback needs RESTMCTS_SERVE_KEY")
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="default: 8400; 0: any free one")] = None,
 ) -> None:
-    """Look at a run in the browser: its numbers, its questions, its search trees; also while it is going."""
-    from restmcts.view.server import view as serve
+    """Answer chat requests with a search: an OpenAI-compatible server over the policy and the value model."""
+    from restmcts.commands import open_engines
+    from restmcts.serve.server import serve
 
-    def show(url: str) -> None:
-        print(f"{run}: {url}  (Ctrl-C ends it)", flush=True)
-        if browser:
-            import webbrowser
-
-            webbrowser.open(url)
-
-    serve(run, host=host, port=port, show=show)
+    given = {name: value for name, value in {"host": host, "port": port}.items() if value is not None}
+    settings = read_settings(config, preset, overrides, policy=policy, value=value, seed=seed, serve=given or None)
+    serve(settings, lambda: open_engines(settings), lambda url: print(f"{url}  (Ctrl-C ends it)", flush=True))
 
 
 # ---------------------------------------------------------------- one question
@@ -176,7 +192,7 @@ def solve(
     """
     from restmcts.commands import print_solution, solve_question
 
-    settings = _settings(config, preset, overrides, policy=policy, value=value, seed=seed)
+    settings = read_settings(config, preset, overrides, policy=policy, value=value, seed=seed)
     tree = solve_question(settings, question)
     if as_json:
         import json
@@ -206,14 +222,15 @@ def search(
     """Grow a search tree for every problem; writes OUT/trees.jsonl."""
     from restmcts.commands import search_problems
 
-    settings = _settings(config, preset, overrides, policy=policy, value=value, problems=problems, seed=seed)
-    search_problems(settings, out, _progress(quiet))
+    settings = read_settings(config, preset, overrides, policy=policy, value=value, problems=problems, seed=seed)
+    search_problems(settings, out, show_progress(quiet))
 
 
 @app.command()
 def label(
     trees: Annotated[Path, typer.Argument(help="trees.jsonl of a search, or its folder")],
     out: Out,
+    labels: Labels = None,
     policy: Annotated[
         str | None, typer.Option(help="who completes the steps, for the rules math-shepherd and omega-prm")
     ] = None,
@@ -226,7 +243,8 @@ def label(
     """Grade the answers of stored trees and label their steps; writes labels and training rows to OUT."""
     from restmcts.commands import label_stored_trees
 
-    label_stored_trees(_settings(config, preset, overrides, policy=policy, seed=seed), trees, out, _progress(quiet))
+    settings = read_settings(config, preset, overrides, policy=policy, seed=seed, labels=labels and {"source": labels})
+    label_stored_trees(settings, trees, out, show_progress(quiet))
 
 
 @train.command(name="policy")
@@ -243,7 +261,7 @@ def train_policy(
     """Fine-tune a policy on correct traces; writes a checkpoint to OUT."""
     from restmcts.commands import train_model
 
-    train_model("policy", _settings(config, preset, overrides, seed=seed), rows, base, out, _progress(quiet))
+    train_model("policy", read_settings(config, preset, overrides, seed=seed), rows, base, out, show_progress(quiet))
 
 
 @train.command(name="value")
@@ -260,7 +278,7 @@ def train_value(
     """Train a value model on labelled traces; writes a checkpoint to OUT."""
     from restmcts.commands import train_model
 
-    train_model("value", _settings(config, preset, overrides, seed=seed), rows, base, out, _progress(quiet))
+    train_model("value", read_settings(config, preset, overrides, seed=seed), rows, base, out, show_progress(quiet))
 
 
 @evaluation.callback()
@@ -290,8 +308,8 @@ def evaluate(
         return
     if out is None:
         context.fail("Missing option '--out'")
-    settings = _settings(config, preset, overrides, policy=policy, value=value, problems=problems, seed=seed)
-    evaluate_problems(settings, out, _progress(quiet))
+    settings = read_settings(config, preset, overrides, policy=policy, value=value, problems=problems, seed=seed)
+    evaluate_problems(settings, out, show_progress(quiet))
 
 
 @evaluation.command(name="value")
@@ -322,8 +340,8 @@ def evaluate_value(
     """
     from restmcts.commands import evaluate_value as run
 
-    settings = _settings(config, preset, overrides, value=value, seed=seed)
-    run(settings, processbench or [], trees, threshold, out, _progress(quiet))
+    settings = read_settings(config, preset, overrides, value=value, seed=seed)
+    run(settings, processbench or [], trees, threshold, out, show_progress(quiet))
 
 
 @app.command()
@@ -357,62 +375,18 @@ def compare(
     from restmcts.compare.command import compare_methods
     from restmcts.compare.report import MARKDOWN, PLOT
 
-    flags = {"budgets": _listed(budgets), "methods": _listed(methods), "unit": unit, "seeds": seeds}
+    flags = {"budgets": listed(budgets), "methods": listed(methods), "unit": unit, "seeds": seeds}
     given = {name: value for name, value in (flags | {"baseline": baseline}).items() if value is not None}
     models = {"policy": policy, "value": value, "problems": problems, "seed": seed}
-    settings = _settings(config, preset, overrides, **models, compare=given or None)
-    progress = _progress(quiet)
-    _set_aside(out, redo, progress)
+    settings = read_settings(config, preset, overrides, **models, compare=given or None)
+    progress = show_progress(quiet)
+    set_aside(out, redo, progress)
     console = Console()
     for table in compare_methods(settings, out, progress):
         table.show(console)
     print(f"report: {out / MARKDOWN}, plot: {out / PLOT}")
 
 
-def _listed(text: str | None) -> list[str] | None:
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+# ---------------------------------------------------------------- what carries data and looks at it
 
-
-# ---------------------------------------------------------------- odds and ends
-
-
-@app.command()
-def generate(
-    out: Out,
-    name: Annotated[str, typer.Argument(help="which built-in problem set")] = "demo",
-    train: Annotated[int, typer.Option(min=1, help="questions to search on")] = 300,
-    heldout: Annotated[int, typer.Option(min=0, help="questions to evaluate on")] = 300,
-    worked: Annotated[int, typer.Option(min=0, help="worked examples")] = 60,
-    seed: Annotated[int, typer.Option(min=0, help="which questions")] = 0,
-) -> None:
-    """Write a built-in problem set to OUT as train.jsonl, heldout.jsonl and worked.jsonl."""
-    from restmcts.commands import write_generated
-
-    write_generated(name, out, train=train, heldout=heldout, worked=worked, seed=seed)
-
-
-@app.command()
-def version() -> None:
-    """Print the version."""
-    print(f"restmcts {__version__}")
-
-
-def _settings(path: Path | None, preset: str | None, overrides: list[str] | None, **flags: Any) -> RunConfig:
-    from restmcts.config import load_config
-
-    return load_config(path, preset=preset, flags=flags, overrides=overrides or ())
-
-
-def _set_aside(out: Path, stages: list[str] | None, progress: Progress) -> None:
-    from restmcts.store import RunFolder
-
-    if stages:
-        with RunFolder(out) as folder:
-            for stage in stages:
-                progress.say(f"set aside: {', '.join(folder.redo(stage))}")
-
-
-def _progress(quiet: bool) -> Any:
-    from restmcts.console import Progress
-
-    return Progress(mode="quiet" if quiet else "auto")
+cli_data.register(app)

@@ -9,6 +9,7 @@ from typing import Any
 
 from restmcts import datasets
 from restmcts.api import solve
+from restmcts.cards import write_card
 from restmcts.completing import complete_trees, completion_settings, needs_completions
 from restmcts.config import RunConfig
 from restmcts.console import Progress, number
@@ -18,13 +19,14 @@ from restmcts.engines.opening import SCRIPTED, Say, load_engines
 from restmcts.errors import ConfigError, StoreError, TaskError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all
 from restmcts.job import Job, Kind, OpenOnDemand, models_and_files, take_up_again
+from restmcts.judging import verdicts
 from restmcts.lens.measure import score_and_measure
 from restmcts.lens.processbench import check_threshold, load_samples
 from restmcts.lens.show import tables
 from restmcts.loop import ModelTools
+from restmcts.rows import LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.search import SearchSettings
 from restmcts.seeds import derive_seed
-from restmcts.stages import LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.store import RunFolder, StageFolder, read_jsonl
 from restmcts.tasks.grade import Grader
 from restmcts.tasks.load import load_problems, write_problems
@@ -98,6 +100,8 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
 def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Progress) -> None:
     """Grade, label and turn into rows the trees of a file; with a policy, after the completions that the rule needs."""
     trees = _file(trees, TREES)
+    if config.labels.source == "judge":
+        raise ConfigError("labels.source = 'judge': stored trees are labelled by oracle or majority; use restmcts run")
     pick, per_question = config.policy_training.pick, config.policy_training.traces_per_question
     value_per_question = config.value_training.traces_per_question
     rules, seed = config.labels, derive_seed(config.seed, "label")
@@ -109,7 +113,7 @@ def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Prog
         if asks:
             cost = _complete(job, stage, found)
             found = read_trees(stage.path / TREES)
-        correct = datasets.verify(found, job.grader)
+        correct, pseudo = verdicts(job, trees.parent, found)
         labels = datasets.label_trees(found, correct, rule=rules.rule, unsolved=rules.unsolved, estimate=rules.estimate)
         for_policy = datasets.policy_rows(found, labels, traces_per_question=per_question, pick=pick, seed=seed)
         for_value = datasets.value_rows(found, labels, traces_per_question=value_per_question, seed=seed)
@@ -123,6 +127,7 @@ def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Prog
             "policy_rows": len(for_policy),
             "value_rows": len(for_value),
             **cost,
+            **({} if pseudo is None else {"pseudo": pseudo}),
         }
 
     settings: dict[str, Any] = {
@@ -137,7 +142,10 @@ def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Prog
         settings |= {"search": chosen.model_dump(mode="json"), "prompt": config.prompt.model_dump(mode="json")}
         inputs["policy"] = config.policy
     m = _stage(config, out, progress, work, settings=settings, inputs=inputs)
-    print(f"{m['reached']} of {m['trees']} trees reached the right answer")
+    right = "the right answer" if rules.source == "oracle" else "an answer that counts as right"
+    print(f"{m['reached']} of {m['trees']} trees reached {right}")
+    if m.get("pseudo"):
+        print(pseudo_line(m["pseudo"]))
     if asks:
         print(f"{number(m['usage']['policy_tokens'])} tokens of completions: {out / TREES}")
         say_owed(m)
@@ -184,6 +192,7 @@ def train_model(kind: Kind, config: RunConfig, rows: Path, base: str, out: Path,
         "seed": config.seed,
     }
     _stage(config, out, progress, work, settings=settings, inputs={"rows": rows, "base": base})
+    write_card(out)
     print(f"the {kind} model is in {out}")
 
 
@@ -366,6 +375,13 @@ def say_owed(metrics: Mapping[str, Any], what: str = "questions") -> None:
     """Say what the stage's budget left undone, if anything."""
     if metrics.get("owed"):
         print(f"stage_budget is spent: {metrics['owed']} {what} are owed; raise it and run the same command again")
+
+
+def pseudo_line(quality: Mapping[str, Any]) -> str:
+    """What came of verdicts without known answers, measured against these."""
+    names = {"covered": "trees labelled", "precision": "precision", "recall": "recall", "agreement": "agreement"}
+    shown = [f"{name} {quality[key]:.1%}" for key, name in names.items() if quality[key] is not None]
+    return f"against the known answers, leaf by leaf: {', '.join(shown) or 'nothing to compare'}"
 
 
 def _accuracy_line(mode: str, metrics: Mapping[str, Any]) -> str:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from restmcts.account import Account
-from restmcts.config import LabelSettings
 from restmcts.datasets import chosen_traces, verify
 from restmcts.engines import Engines
 from restmcts.evaluate import OnTree, Searched, search_all
 from restmcts.search import Search, SearchSettings
 from restmcts.search.completions import COMPLETING, Traces
 from restmcts.search.nodes import COMPLETION
+from restmcts.sections import LabelSettings
 from restmcts.tasks import Task
 from restmcts.tasks.grade import Grader
 from restmcts.types import Problem, Tree

@@ -5,11 +5,12 @@ Every error names the setting by its full dotted name, its value, the rule and, 
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -20,9 +21,21 @@ from restmcts.errors import ConfigError
 from restmcts.labels import get_rule
 from restmcts.search import get_search
 from restmcts.search.settings import SearchSettings
+from restmcts.sections import (
+    METHOD_DEFAULTS,
+    CompareSettings,
+    Curriculum,
+    EvaluateSettings,
+    GenerateSettings,
+    JudgeSettings,
+    LabelSettings,
+    MethodName,
+    ServeSettings,
+    StageBudget,
+    WarmStart,
+)
 from restmcts.settings import Settings
-from restmcts.train.settings import PolicyTraining, ValueTraining
-from restmcts.types import Budget
+from restmcts.train.settings import OnlineTraining, PolicyTraining, PreferenceTraining, ValueTraining
 
 S = TypeVar("S", bound=Settings)
 
@@ -31,121 +44,6 @@ _INHERITED = (  # section, its setting, the section it is taken from
     ("warm_start", "value_training", "value_training"),
     ("evaluate", "search", "search"),
 )
-
-
-class GenerateSettings(Settings):
-    """A built-in problem set, made on the spot; train and held-out share no question."""
-
-    name: str = Field(default="demo", description="which set")
-    train: int = Field(default=300, ge=1, description="questions to search on")
-    heldout: int = Field(default=300, ge=0, description="questions to evaluate on")
-    worked: int = Field(default=60, ge=0, description="worked examples to start from (D_S0)")
-    seed: int = Field(default=0, ge=0, description="which questions; apart from the run's seed, so that runs compare")
-
-
-class WarmStart(Settings):
-    """What the models learn from the worked examples before the first round."""
-
-    policy: bool = Field(default=True, description="fine-tune the policy on the worked solutions (D_S0)")
-    value: bool = Field(default=True, description="train the value model before the first round")
-    value_data: Literal["worked", "sampled"] = Field(
-        default="worked",
-        description="on true and corrupted steps (D_V0), or on these and on solutions that the policy sampled itself",
-    )
-    corruptions: int = Field(default=3, ge=0, description="wrong turns made from each worked solution for D_V0")
-    bootstrap: int = Field(
-        default=100,
-        ge=1,
-        description="questions sampled by the policy to train the first value model, where it is trained on samples",
-    )
-    policy_training: PolicyTraining = Field(default_factory=PolicyTraining, description="unset: as policy_training")
-    value_training: ValueTraining = Field(default_factory=ValueTraining, description="unset: as value_training")
-
-
-class LabelSettings(Settings):
-    """What a verified tree says about its steps (labels.RULES)."""
-
-    rule: str = Field(
-        default="rest-mcts",
-        description="rest-mcts (process rewards inferred from the tree), orm (the outcome, at the last step), "
-        "math-shepherd or omega-prm (from completions that the policy is asked for)",
-    )
-    unsolved: Literal["zero", "drop"] = Field(
-        default="zero", description="trees without a right leaf: every finished branch wrong and worth 0, or no labels"
-    )
-    estimate: Literal["hard", "soft"] = Field(
-        default="hard",
-        description="a step is right iff a right answer follows from it, or by the share of right ones (not for orm)",
-    )
-    completions: int = Field(
-        default=8, ge=1, description="completions of a step, for the rules that ask for them (temperature as search)"
-    )
-
-    def of_rule(self) -> dict[str, Any]:
-        """The settings that change the labels, as manifests hold them: those that the rule reads."""
-        read = {"rule", "unsolved", "estimate"}
-        read -= {"rest-mcts": {"rule"}, "orm": {"estimate"}}.get(self.rule, set())
-        return self.model_dump(mode="json", include=read)
-
-
-class EvaluateSettings(Settings):
-    """What is measured on the held-out questions, after the warm start and after every round."""
-
-    methods: tuple[Literal["greedy", "search"], ...] = Field(
-        default=("greedy", "search"), description="greedy answers, answers by search with the value model"
-    )
-    base: tuple[Literal["greedy", "search"], ...] = Field(
-        default=("greedy", "search"),
-        description="what is measured of the untrained model; its search is scored by the first value model",
-    )
-    examples: int = Field(default=3, ge=0, description="worked examples shown to the untrained model (few-shot)")
-    search_rounds: Literal["every", "last"] = Field(
-        default="every", description="evaluate the search after the warm start and every round, or after the last only"
-    )
-    limit: int | None = Field(default=None, ge=1, description="use only the first so many held-out questions")
-    search: SearchSettings = Field(default_factory=SearchSettings, description="unset: as search")
-
-
-class CompareSettings(Settings):
-    """`restmcts compare`: arms × budgets × seeds on one set of questions."""
-
-    methods: tuple[str, ...] | None = Field(
-        default=None,
-        description="arms to compare, in this order: names in arms, search methods, or their variants; unset: all of "
-        "arms, or where there are none, sample, best_of_n, weighted_vote, mcts_star",
-    )
-    arms: dict[str, dict[str, Any]] = Field(
-        default_factory=dict,
-        description="arms with settings of their own over `search`, e.g. {no_rollout: {method: mcts_star, "
-        "rollout_steps: 0}}; method: by default what the arm is called",
-    )
-    budgets: tuple[Annotated[float, Field(gt=0)], ...] = Field(
-        default=(1, 2, 4, 8, 16), min_length=1, description="most tokens that the policy may generate for a question"
-    )
-    unit: Literal["answers", "tokens"] = Field(
-        default="answers",
-        description="what budgets count: answers, the mean tokens of a greedy answer to these questions; or tokens",
-    )
-    seeds: int = Field(default=3, ge=1, description="how often every question is answered, with seeds from `seed` on")
-    baseline: str | None = Field(
-        default=None, description="the arm, or greedy, that the others are tested against; unset: all pairs"
-    )
-    trees: bool = Field(default=False, description="keep the search trees too")
-
-
-class StageBudget(Settings):
-    """Hard limits for each stage that searches, evaluations included; it ends with what was found when one is reached.
-
-    They are no part of a stage's identity: raise them and run the same command again, and the search goes on.
-    """
-
-    policy_tokens: int | None = Field(default=None, ge=1, description="policy tokens after which nothing more is asked")
-    value_tokens: int | None = Field(default=None, ge=1, description="value tokens after which nothing more is asked")
-    seconds: float | None = Field(default=None, gt=0, description="seconds that the stage may take")
-
-    def budget(self) -> Budget:
-        """The limits, as `drive` holds them."""
-        return Budget(self.policy_tokens, self.value_tokens, self.seconds)
 
 
 class RunConfig(Settings):
@@ -168,6 +66,9 @@ class RunConfig(Settings):
     limit: int | None = Field(default=None, ge=1, description="use only the first so many problems")
     out: Path = Field(default=Path("runs/default"), description="the run folder")
     seed: int = Field(default=0, ge=0)
+    method: MethodName = Field(
+        default="rest-mcts", description="how the policy learns from its own solutions (restmcts.methods)"
+    )
     rounds: int = Field(default=2, ge=0, description="rounds of search and training; more can be added later")
     questions_per_round: int | None = Field(
         default=None, ge=1, description="questions a round searches, fresh ones each round while there are; unset: all"
@@ -183,17 +84,24 @@ class RunConfig(Settings):
     labels: LabelSettings = Field(default_factory=LabelSettings)
     policy_training: PolicyTraining = Field(default_factory=PolicyTraining)
     value_training: ValueTraining = Field(default_factory=ValueTraining)
+    preference: PreferenceTraining = Field(default_factory=PreferenceTraining)
+    online: OnlineTraining = Field(default_factory=OnlineTraining)
+    judge: JudgeSettings = Field(default_factory=JudgeSettings)
+    curriculum: Curriculum = Field(default_factory=Curriculum)
     warm_start: WarmStart = Field(default_factory=WarmStart)
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     compare: CompareSettings = Field(default_factory=CompareSettings)
+    serve: ServeSettings = Field(default_factory=ServeSettings)
 
     @model_validator(mode="before")
     @classmethod
     def _inherit(cls, raw: Any) -> Any:
-        """Fill the settings that are `unset: as …` from where they come from."""
+        """Fill what a method sets by itself, and the settings that are `unset: as …` from where they come from."""
         if not isinstance(raw, Mapping):
             return raw
         filled = dict(raw)
+        for section, own in METHOD_DEFAULTS.get(str(filled.get("method")), {}).items():
+            filled[section] = merged(own, _plain(filled.get(section, {})))
         for section, name, source in _INHERITED:
             own = _plain(filled.get(section, {}))
             base = _plain(filled.get(source))
@@ -213,6 +121,15 @@ class RunConfig(Settings):
             raise ConfigError("no policy; give --policy: embedded, a checkpoint folder or a hub id")
         if self.problems is None and self.generate is None:
             raise ConfigError("no problems; give --problems (a file or a hub data set), or --preset demo")
+        if self.labels.source != "oracle" and self.labels.rule not in ("rest-mcts", "orm"):
+            raise ConfigError(
+                f"labels.rule = {self.labels.rule!r} grades completions by the known answers; "
+                f"with labels.source = {self.labels.source!r} use rest-mcts or orm"
+            )
+        if self.method == "online" and self.labels.source == "judge":
+            raise ConfigError("labels.source = 'judge': the method online takes oracle or majority")
+        if self.curriculum.patience is not None and self.heldout is None and self.generate is None:
+            raise ConfigError("curriculum.patience needs held-out questions; give --heldout")
 
 
 # ---------------------------------------------------------------- loading
@@ -254,13 +171,13 @@ def build(model: type[S], raw: Mapping[str, Any], *, prefix: str = "") -> S:
     try:
         return model.model_validate(dict(raw))
     except ValidationError as error:
-        raise ConfigError(_first_problem(error, prefix)) from None
+        raise ConfigError(first_problem(error, prefix)) from None
 
 
 def check_names(model: type[BaseModel], raw: Mapping[str, Any], *, prefix: str = "", where: str = "") -> None:
     """Raise ConfigError for the first name in `raw` that is no setting, with the nearest that is."""
     for name, section in _unknown(model, raw, prefix):
-        raise ConfigError(f"unknown setting {name!r}{where}; {_nearest(name, section, model, prefix)}")
+        raise ConfigError(f"unknown setting {name!r}{where}; {_nearest(name[:200], section, model, prefix)}")
 
 
 def dump_yaml(settings: Settings) -> str:
@@ -309,10 +226,16 @@ class _Loader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key, _ in node.value:
             name = key.value
+            if not isinstance(name, str):
+                raise yaml.constructor.ConstructorError(None, None, "a name must be text", key.start_mark)
             if name in seen and name != "<<":
                 raise yaml.constructor.ConstructorError(None, None, f"{name!r} is given twice", key.start_mark)
             seen.add(name)
         return dict(super().construct_mapping(node, deep=deep))
+
+
+UNREADABLE = (ValueError, TypeError, RecursionError, OverflowError)
+"""what the YAML library raises beside its own errors: for dates that are none, endless numbers, nesting without end"""
 
 
 def _parse_yaml(text: str, source: str) -> dict[str, Any]:
@@ -322,6 +245,8 @@ def _parse_yaml(text: str, source: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{source}{line}: not YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
+    except UNREADABLE as error:
+        raise ConfigError(f"{source}: YAML that cannot be read ({str(error)[:100]}); mend it") from None
     if raw is None:
         return {}
     if not isinstance(raw, dict):
@@ -335,7 +260,7 @@ def _parse_override(text: str) -> dict[str, Any]:
         raise ConfigError(f"--set {text!r} is not name=value; for example --set search.iterations=40")
     try:
         parsed = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, *UNREADABLE):
         raise ConfigError(f"--set {text!r}: the value is not YAML; put quotes around it") from None
     for part in reversed(name.strip().split(".")):
         parsed = {part: parsed}
@@ -381,7 +306,8 @@ def _nearest(name: str, section: type[BaseModel], model: type[BaseModel], prefix
     return f"the settings {f'of {parent} ' if parent else ''}are: {', '.join(section.model_fields)}"
 
 
-def _first_problem(error: ValidationError, prefix: str) -> str:
+def first_problem(error: ValidationError, prefix: str) -> str:
+    """The first thing that is wrong, on one line: name, value, rule."""
     first = error.errors(include_url=False)[0]
     name = prefix + ".".join(str(part) for part in first["loc"])
     rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "it must be")
@@ -389,7 +315,12 @@ def _first_problem(error: ValidationError, prefix: str) -> str:
         return f"setting {name!r} is missing"
     if first["type"] in ("model_type", "model_attributes_type", "dict_type"):
         rule = "it must be a section, e.g. `search: {iterations: 40}`"
-    return f"{name} = {first['input']!r}: {rule[:1].lower()}{rule[1:]}" if first["loc"] else rule
+    # In a few words whatever it is: with YAML's aliases a few lines may stand for gigabytes.
+    return f"{name} = {_REPR.repr(first['input'])}: {rule[:1].lower()}{rule[1:]}" if first["loc"] else rule
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 100
 
 
 def _plain(value: Any) -> Any:

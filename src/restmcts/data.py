@@ -74,6 +74,7 @@ def prepare_data(job: Job) -> Data:
         }
 
     folder = job.stage("data", "data", WARM, work, settings=settings, inputs=inputs)
+    job.folder.check_whole({"data": folder})
     return Data(folder, *(_problems(folder / DATA_FILES[name]) for name in ("train", "heldout", "worked")))
 
 
@@ -101,7 +102,8 @@ def _questions(config: RunConfig) -> tuple[list[Problem], list[Problem], list[Pr
         made = generate(g.name, train=g.train, heldout=g.heldout, worked=g.worked, seed=g.seed)
         return list(made.train), list(made.heldout), list(made.worked)
     options: dict[str, Any] = {"fields": config.fields or None, "task": config.task}
-    train = load_problems(str(config.problems), limit=config.limit, **options)
+    graded = config.labels.source == "oracle" and config.method != "self-rewarding"
+    train = load_problems(str(config.problems), limit=config.limit, need_answer=graded, **options)
     heldout = [] if config.heldout is None else load_problems(config.heldout, **options)
     worked = [] if config.worked is None else load_problems(config.worked, **options)
     without = [problem.id for problem in worked if not problem.solution]

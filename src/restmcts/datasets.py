@@ -1,6 +1,7 @@
 """Trees and their labels become rows to train on.
 
     trees ── verify ──► correct ── label_trees ──► labels ──┬─ policy_rows ──► what π imitates: correct traces
+                                                            ├─ step_pairs ───► what π is to prefer to what
                                                             └─ value_rows ───► what V learns: every labelled node, once
 
 `worked_policy_rows` and `worked_value_rows` make the same rows from worked solutions, for the warm start (D_S0, D_V0).
@@ -15,18 +16,22 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol
 
 from restmcts.errors import StoreError, TaskError
-from restmcts.rows import PolicyRow, TreeLabels, ValueRow, read_rows, write_rows
+from restmcts.pairs import solution_pairs, step_pairs
+from restmcts.rows import PolicyRow, PreferenceRow, TreeLabels, ValueRow, read_rows, write_rows
 from restmcts.seeds import derive_seed
 from restmcts.types import Problem, Tree
 from restmcts.worked import worked_policy_rows, worked_value_rows
 
 __all__ = [
     "PolicyRow",
+    "PreferenceRow",
     "TreeLabels",
     "ValueRow",
     "label_trees",
     "policy_rows",
     "read_rows",
+    "solution_pairs",
+    "step_pairs",
     "value_rows",
     "verify",
     "worked_policy_rows",
@@ -149,6 +154,7 @@ def value_rows(
     labels: Sequence[TreeLabels],
     *,
     traces_per_question: int | None = None,
+    hard_negatives: bool = False,
     seed: int = 0,
 ) -> list[ValueRow]:
     """One row per leaf of the labelled part of each tree; every labelled node is trained in exactly one of them.
@@ -156,6 +162,7 @@ def value_rows(
     A prefix shared by several leaves carries its labels in the first row and None in the later ones. With
     `traces_per_question`, a seeded choice among a question's leaves, half right and half wrong where there are enough
     of both, so that a large tree does not outweigh the others; nodes only below leaves not chosen are then left out.
+    With `hard_negatives` the wrong ones are not drawn: those come first that the value model took to be best.
     """
     leaves: dict[str, list[At]] = {}
     for index, (tree, record) in enumerate(_paired(trees, labels)):
@@ -164,9 +171,10 @@ def value_rows(
         leaves.setdefault(tree.problem.id, []).extend(ends)
     rows: list[ValueRow] = []
     for problem_id, candidates in leaves.items():
+        tempting = (lambda at: trees[at[0]].raw_value[at[1]]) if hard_negatives else None
         trained: set[At] = set()
         for index, leaf in _half_and_half(
-            candidates, lambda at: labels[at[0]].correct[at[1]], traces_per_question, seed, problem_id
+            candidates, lambda at: labels[at[0]].correct[at[1]], traces_per_question, seed, problem_id, tempting
         ):
             rows.append(_value_row(trees[index], labels[index], leaf, index, trained))
     return rows
@@ -191,15 +199,25 @@ def chosen_traces(tree: Tree, correct: Sequence[bool | None], *, count: int | No
 
 
 def _half_and_half(
-    items: list[At], right: Callable[[At], bool | None], count: int | None, seed: int, problem_id: str
+    items: list[At],
+    right: Callable[[At], bool | None],
+    count: int | None,
+    seed: int,
+    problem_id: str,
+    tempting: Callable[[At], float | None] | None = None,
 ) -> list[At]:
-    """`count` of `items` drawn at random, as evenly as possible from right and wrong ones, in their given order."""
+    """`count` of `items` drawn at random, as evenly as possible from right and wrong ones, in their given order.
+
+    With `tempting`, of the wrong ones those of which it says most; those of which it says nothing come last.
+    """
     if count is None or len(items) <= count:
         return items
     rng = random.Random(derive_seed(seed, "value_rows", problem_id))
     drawn = rng.sample(items, len(items))
     good = [item for item in drawn if right(item)]
     bad = [item for item in drawn if not right(item)]
+    if tempting is not None:
+        bad.sort(key=lambda at: -1.0 if (said := tempting(at)) is None else said, reverse=True)
     n_good = min(len(good), max(count - count // 2, count - len(bad)))
     return sorted(good[:n_good] + bad[: count - n_good])
 

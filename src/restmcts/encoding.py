@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path as FilePath
@@ -29,6 +30,8 @@ CRITIC_QUESTION = (
 PLAIN_REPLY = "\nReply:"
 """what a plain model is prompted with after the self-critic's question"""
 _MARK = "\u2063restmcts\u2063"
+_JOINTS = ("\u2060", " ")
+"""what goes into a control token that stands in a text: nothing to be seen; a space where a tokenizer overlooks that"""
 
 
 class Shot(Settings):
@@ -95,6 +98,8 @@ def read_prompt(name: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise ConfigError(f"{name}{f', line {mark.line + 1}' if mark else ''}: not YAML; mend it") from None
+    except (ValueError, TypeError, RecursionError, OverflowError) as error:  # dates that are none, nesting without end
+        raise ConfigError(f"{name}: YAML that cannot be read ({str(error)[:100]}); mend it") from None
     allowed = PromptSettings.model_fields.keys() - {"name"}
     if not isinstance(raw, dict) or not raw.keys() <= allowed:
         wrong = sorted(map(str, raw.keys() - allowed)) if isinstance(raw, dict) else [type(raw).__name__]
@@ -115,7 +120,8 @@ class Encoder:
     """Turns problems and steps into ids for one tokenizer and one prompt format.
 
     `examples` are worked problems shown before the question, after those of the prompt itself, for a model that was
-    never trained on the format.
+    never trained on the format. Control tokens of the chat format that stand in a question, an example or a step are
+    text like any other: what a question says opens no turn and ends none (see `plain`).
     Raises ConfigError for a tokenizer without a chat template when `prompt.chat` asks for one.
     """
 
@@ -127,7 +133,10 @@ class Encoder:
             )
         self.tokenizer = tokenizer
         self.prompt_settings = prompt
-        self.examples = shown_examples(prompt, examples)
+        self.examples = tuple(
+            replace(e, question=self.plain(e.question), solution=None if e.solution is None else self.plain(e.solution))
+            for e in shown_examples(prompt, examples)
+        )
         self.delimiter = prompt.delimiter
 
     @cached_property
@@ -162,10 +171,12 @@ class Encoder:
 
     def prompt_text(self, problem: Problem, advice: str | None = None) -> str:
         """The text before the first step, with what the chat template adds."""
+        problem = replace(problem, question=self.plain(problem.question))
+        advice = None if advice is None else self.plain(advice)
         if not self.prompt_settings.chat:
             return plain_prompt(self.prompt_settings, self.examples, problem, advice)
         turns = chat_turns(self.prompt_settings, self.examples, problem, advice)
-        return self._template(turns if self._takes_system else turns[1:], generation=True)
+        return self._render(turns if self._takes_system else _led(turns), generation=True)
 
     @cached_property
     def shared_length(self) -> int:
@@ -180,7 +191,7 @@ class Encoder:
 
     def step(self, step: Step) -> list[int]:
         """The ids of one step: its own where it has them, else its text with the delimiter."""
-        return list(step.ids) if step.ids is not None else self.text_ids(step.text + self.delimiter)
+        return list(step.ids) if step.ids is not None else self.text_ids(self.plain(step.text) + self.delimiter)
 
     def text_ids(self, text: str) -> list[int]:
         """The ids of a piece of text that stands within a sequence."""
@@ -202,7 +213,7 @@ class Encoder:
 
     def critique_text(self, problem: Problem, path: Path) -> str:
         """The self-critic's question, with what the chat template adds."""
-        question = critic_question(problem, path, self.delimiter)
+        question = self.plain(critic_question(problem, path, self.delimiter))
         if not self.prompt_settings.chat:
             return question + PLAIN_REPLY
         return self._template([user_turn(question)], generation=True)
@@ -210,6 +221,32 @@ class Encoder:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of generated ids, special tokens left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def plain(self, text: str) -> str:
+        """`text` without the control tokens that the tokenizer would see in it: each is broken after its first sign."""
+        return self._control.sub(lambda found: found[0][0] + self._joint + found[0][1:], text)
+
+    @cached_property
+    def _control_tokens(self) -> tuple[str, ...]:
+        """Special tokens, and added ones that the chat template writes; the longest first."""
+        tokens = {str(t): t.special for t in getattr(self.tokenizer, "added_tokens_decoder", {}).values()}
+        tokens |= dict.fromkeys(self.tokenizer.all_special_tokens, True)
+        template = str(getattr(self.tokenizer, "chat_template", None))
+        control = (t.strip() for t, special in tokens.items() if special or (t in template and not t.isalnum()))
+        return tuple(sorted((t for t in control if len(t) > 1), key=len, reverse=True))
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._control_tokens)) or r"(?!)")
+
+    @cached_property
+    def _joint(self) -> str:
+        """What breaks every control token: some tokenizers take out what is not to be seen."""
+        ids = set(self.tokenizer.convert_tokens_to_ids(list(self._control_tokens)))
+        for joint in _JOINTS:
+            if not ids & set(self._ids("".join(t[0] + joint + t[1:] for t in self._control_tokens))):
+                return joint
+        return _JOINTS[-1]
 
     @cached_property
     def _takes_system(self) -> bool:
@@ -221,16 +258,20 @@ class Encoder:
             return False
 
     def _template(self, messages: list[dict[str, str]], *, generation: bool) -> str:
-        if not self._takes_system and messages and messages[0]["role"] == "user":
-            first = user_turn(f"{self.prompt_settings.instruction}\n\n{messages[0]['content']}")
-            messages = [first, *messages[1:]]
+        if not self._takes_system and messages[0]["role"] == "user":
+            messages = _led([{"role": "system", "content": self.prompt_settings.instruction}, *messages])
         return self._render(messages, generation=generation)
 
     def _render(self, messages: list[dict[str, str]], *, generation: bool) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation))
 
     def _ids(self, text: str, *, special: bool = False) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=special))
+        return list(self.tokenizer.encode(whole_characters(text), add_special_tokens=special))
+
+
+def whole_characters(text: str) -> str:
+    """`text` with a replacement sign for every half of a character, which no tokenizer and no server takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def shared_length(prompt: Callable[[Problem], Sequence[int]]) -> int:
@@ -247,9 +288,13 @@ def shown_examples(prompt: PromptSettings, examples: Sequence[Problem]) -> tuple
 def chat_turns(
     prompt: PromptSettings, examples: Sequence[Problem], problem: Problem, advice: str | None = None
 ) -> list[dict[str, str]]:
-    """The messages that put a question to a chat model: the instruction, the worked examples, the question."""
-    turns = [turn for e in examples for turn in (user_turn(e.question), assistant_turn(worked_solution(e)))]
-    system = {"role": "system", "content": prompt.instruction}
+    """The messages that put a question to a chat model: the instruction, the worked examples, the question.
+
+    A problem that brings its own instruction is another kind of question: no example shows how it is answered.
+    """
+    shown = examples if problem.instruction is None else ()
+    turns = [turn for e in shown for turn in (user_turn(e.question), assistant_turn(worked_solution(e)))]
+    system = {"role": "system", "content": _instruction(prompt, problem)}
     return [system, *turns, user_turn(_with_advice(problem, advice))]
 
 
@@ -257,8 +302,9 @@ def plain_prompt(
     prompt: PromptSettings, examples: Sequence[Problem], problem: Problem, advice: str | None = None
 ) -> str:
     """The same as one text, for a model that knows no turns."""
-    shots = "".join(_plain(prompt, e.question) + worked_solution(e) + "\n\n" for e in examples)
-    return prompt.instruction + "\n\n" + shots + _plain(prompt, _with_advice(problem, advice))
+    shown = examples if problem.instruction is None else ()
+    shots = "".join(_plain(prompt, e.question) + worked_solution(e) + "\n\n" for e in shown)
+    return _instruction(prompt, problem) + "\n\n" + shots + _plain(prompt, _with_advice(problem, advice))
 
 
 def critic_question(problem: Problem, path: Path, delimiter: str) -> str:
@@ -280,6 +326,16 @@ def user_turn(content: str) -> dict[str, str]:
 
 def assistant_turn(content: str) -> dict[str, str]:
     return {"role": "assistant", "content": content}
+
+
+def _instruction(prompt: PromptSettings, problem: Problem) -> str:
+    return prompt.instruction if problem.instruction is None else problem.instruction
+
+
+def _led(turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    """For a template without system messages: the instruction leads the first question."""
+    told, first, *rest = turns
+    return [user_turn(f"{told['content']}\n\n{first['content']}"), *rest]
 
 
 def _with_advice(problem: Problem, advice: str | None) -> str:

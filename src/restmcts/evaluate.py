@@ -20,13 +20,15 @@ from restmcts.account import Account
 from restmcts.datasets import verify
 from restmcts.engines import Engines
 from restmcts.errors import StoreError
+from restmcts.files import numbered_jsonl, set_aside_lines
 from restmcts.metrics import Interval, ValuePoints, value_quality, wilson
+from restmcts.records import typed
 from restmcts.rewards import process_rewards
 from restmcts.search import SEARCHES, Method, SearchSettings
 from restmcts.store import JsonlWriter, read_jsonl, write_jsonl
 from restmcts.tasks import get_task
 from restmcts.tasks.grade import Grader
-from restmcts.types import STAGE_BUDGET, Problem, Tree, Usage
+from restmcts.types import SCHEMA_VERSION, STAGE_BUDGET, Problem, Tree, Usage
 
 TREES, ROWS = "trees.jsonl", "rows.jsonl"
 _BACKLOG = 4096
@@ -180,6 +182,16 @@ class Searched:
         self.stops[tree.stop] += 1
         self.usage += tree.usage
 
+    def __add__(self, other: Searched) -> Searched:
+        return Searched(
+            self.asked + other.asked,
+            self.trees + other.trees,
+            self.answered + other.answered,
+            self.nodes + other.nodes,
+            self.stops + other.stops,
+            self.usage + other.usage,
+        )
+
     @property
     def owed(self) -> int:
         """Questions that the stage's budget left unasked, or cut off."""
@@ -222,7 +234,7 @@ def search_all(
                 each(tree)
             live.add(tree)
 
-        for tree in () if path is None else read_stored(path, problems):
+        for tree in () if path is None else read_stored(path, problems, mend=True):
             if tree.stop != STAGE_BUDGET or not again:
                 done.add(tree.problem.id)
                 take(tree)
@@ -256,19 +268,25 @@ def stored_trees(path: Path, problems: Iterable[Problem]) -> dict[str, Tree]:
     return {tree.problem.id: tree for tree in read_stored(path, problems)}
 
 
-def read_stored(path: Path, problems: Iterable[Problem]) -> Iterator[Tree]:
+def read_stored(path: Path, problems: Iterable[Problem], *, mend: bool = False) -> Iterator[Tree]:
     """The trees at `path` that belong to `problems`, one for each; none where there is no file.
 
-    Of a question that the stage's budget cut off there may be several: the last one counts.
+    Of a question that the stage's budget cut off there may be several: the last one counts. With `mend`, lines that
+    hold no tree are set aside in the end, and their questions are owed again.
     Raises StoreError for a tree that cannot be read or whose question is another one than the problem's.
     """
     questions = {problem.id: problem.question for problem in problems}
     cut_off: dict[str, Tree] = {}
-    for record in read_jsonl(path, skip_torn=True) if path.exists() else ():
+    damaged: dict[int, str] = {}
+    records = numbered_jsonl(path, skip_torn=not mend, damaged=damaged if mend else None) if path.exists() else ()
+    for number, record in records:
         try:
             tree = Tree.from_record(record)
-        except (ValueError, TypeError, KeyError) as error:
-            raise StoreError(f"{path}: {error}; move the file away to search again") from None
+        except ValueError as error:
+            if mend and record.get("schema", SCHEMA_VERSION) == SCHEMA_VERSION:
+                damaged[number] = str(error)
+                continue
+            raise StoreError(f"{path}, line {number}: {error}; move the file away to search again") from None
         name = tree.problem.id
         if name not in questions:
             continue
@@ -281,13 +299,14 @@ def read_stored(path: Path, problems: Iterable[Problem]) -> Iterator[Tree]:
             cut_off[name] = tree
         else:
             yield tree
+    set_aside_lines(path, damaged)
     yield from cut_off.values()
 
 
 def spent_on(path: Path) -> Usage:
     """What the trees at `path` cost, those included that took the place of others."""
-    records = read_jsonl(path, skip_torn=True) if path.exists() else ()
-    return sum((Usage(**record["usage"]) for record in records if "usage" in record), Usage())
+    records = numbered_jsonl(path, damaged={}) if path.exists() else ()
+    return sum((Usage.from_record(record["usage"]) for _, record in records if "usage" in record), Usage())
 
 
 class LiveGrader:
@@ -358,8 +377,8 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 def read_rows(path: Path) -> list[Row]:
     """Raises StoreError when the file holds something else."""
     try:
-        return [Row(**record) for record in read_jsonl(path)]
-    except TypeError as error:
+        return [Row(**typed(Row, record)) for record in read_jsonl(path)]
+    except ValueError as error:
         raise StoreError(f"{path} holds no evaluation rows ({error})") from None
 
 

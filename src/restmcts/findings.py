@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from restmcts.errors import StoreError
+from restmcts.method_tables import best_note, method_tables
 from restmcts.metrics import Difference
 from restmcts.results import (
     BASE,
@@ -18,6 +20,7 @@ from restmcts.results import (
     WARM,
     RunResults,
     accuracy,
+    best_phase,
     comparisons,
     difference,
     differing,
@@ -29,8 +32,23 @@ from restmcts.tables import ABSENT, Table, count, duration, number, percent, poi
 
 
 def result_tables(runs: Sequence[RunResults], *, places: bool = True) -> list[Table]:
+    """All tables on one run, or on several seeds of it; for one run, `places` adds where things lie on the disk.
+
+    Raises StoreError for results that are damaged.
+    """
+    try:
+        return _result_tables(runs, places=places)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise StoreError(
+            f"the results in {', '.join(str(run.out) for run in runs)} are damaged ({type(error).__name__}: {error}); "
+            "run the same command again, which writes its metrics anew"
+        ) from error
+
+
+def _result_tables(runs: Sequence[RunResults], *, places: bool = True) -> list[Table]:
     """All tables on one run, or on several seeds of it; for one run, `places` adds where things lie on the disk."""
-    averaged = [value_table(runs), search_table(runs), training_table(runs), cost_table(runs)]
+    own = method_tables(runs)
+    averaged = [value_table(runs), search_table(runs), training_table(runs), *own, cost_table(runs)]
     tables = [
         accuracy_table(runs),
         differences_table(runs),
@@ -72,6 +90,8 @@ def accuracy_table(runs: Sequence[RunResults]) -> Table:
         "tokens are those the policy generated; a question without an answer counts as wrong; "
         "seconds are those a question waited for its replies, many being open at once."
     )
+    if len(runs) == 1 and (best := best_note(runs[0])) is not None:
+        table.notes.append(best)
     if any(phase == BASE for phase in phases(runs)) and ("search" in {m for p, m in runs[0].rows if p == BASE}):
         table.notes.append("The base model has no value model of its own; the first one trained scores its search.")
     return table
@@ -321,8 +341,10 @@ def places_table(run: RunResults) -> Table:
 
 
 def _last_model(run: RunResults, kind: str) -> str | None:
-    """The folder of the last model that was trained; a round may have left it as it was."""
+    """The folder of the last model that was trained (a round may have left it as it was), or of the best round's."""
     trained = [r for r in run.records if r["kind"] == kind and not r["metrics"].get("kept")]
+    if best_note(run) is not None and (best := best_phase(run.records)) is not None:
+        trained = [r for r in trained if r["phase"] <= best]
     return str(run.out / trained[-1]["stage"]) if trained else None
 
 

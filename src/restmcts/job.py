@@ -25,7 +25,8 @@ from restmcts.tasks.grade import Grader
 from restmcts.train.settings import Training
 from restmcts.types import Budget, Problem, Tree, Usage
 
-Kind = Literal["policy", "value"]
+Kind = Literal["policy", "value", "preference", "online"]
+"""of training: on right traces, on labelled steps, on pairs, on what the policy samples meanwhile"""
 OnStep = Callable[[int, int, float, int], None]
 """called after every training step with: step, total steps, its loss, tokens trained so far"""
 
@@ -47,7 +48,7 @@ class Tools(Protocol):
         seed: int,
         on_progress: OnStep,
     ) -> Mapping[str, Any]:
-        """Train on `PolicyRow`s or `ValueRow`s, with the settings of that kind; returns metrics."""
+        """Train on `PolicyRow`s, `ValueRow`s, `PreferenceRow`s or questions, with that kind's settings; metrics."""
 
     def is_value_model(self, spec: str | Path) -> bool:
         """Whether this is a trained value model, as against a language model."""
@@ -104,8 +105,12 @@ class Job:
             )
         if fresh:
             self.worked_on += 1
-            write_jsonl(self.folder.path / METRICS, self.records)
+            self.write_records()
         return stage.path
+
+    def write_records(self) -> None:
+        """Write metrics.jsonl: also at the end, for a process may have died between a manifest and this."""
+        write_jsonl(self.folder.path / METRICS, self.records)
 
     def seed(self, *parts: object) -> int:
         return derive_seed(self.config.seed, *parts)
@@ -113,6 +118,10 @@ class Job:
     def on_step(self, step: int, total: int, loss: float, tokens: int) -> None:
         """Show a training step."""
         self.progress.update(step, total, loss=loss, tokens=tokens)
+
+    def on_reward(self, step: int, total: int, reward: float, tokens: int) -> None:
+        """Show a step of online training."""
+        self.progress.update(step, total, reward=reward, tokens=tokens)
 
     def account(self, stage: StageFolder) -> Account:
         """What a stage that searches may still spend."""
@@ -173,10 +182,15 @@ def _lines(path: Path) -> int:
 def models_and_files(inputs: Mapping[str, str | Path | None]) -> tuple[dict[str, str], dict[str, Path]]:
     """Split inputs into models known by name (hub ids, `embedded`) and files or folders on the disk.
 
-    A folder whose name says how its model is read, `rlhflow:FOLDER`, is both.
+    A folder whose name says how its model is read, `rlhflow:FOLDER`, is both. A `Path` is a file or
+    folder also where it is gone.
     """
     given = {label: (str(spec), *named_style(spec)) for label, spec in inputs.items() if spec is not None}
-    files = {label: Path(name) for label, (_, _, name) in given.items() if Path(name).exists()}
+    files = {
+        label: Path(name)
+        for label, (_, _, name) in given.items()
+        if isinstance(inputs[label], Path) or Path(name).exists()
+    }
     return {label: spec for label, (spec, style, _) in given.items() if style or label not in files}, files
 
 

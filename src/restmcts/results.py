@@ -26,6 +26,22 @@ def phase_name(phase: int) -> str:
     return {BASE: "base model", WARM: "warm start"}.get(phase, f"round {phase}")
 
 
+def held_out(records: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Held-out accuracy after the warm start and every round: greedy where it was measured, else by search."""
+    found: dict[str, dict[int, float]] = {mode: {} for mode in MODES}
+    for record in records:
+        share = record["metrics"].get("accuracy")
+        if record["kind"] == "evaluate" and record["phase"] >= WARM and share is not None:
+            found[record["mode"]][record["phase"]] = share
+    return next((shares for shares in found.values() if shares), {})
+
+
+def best_phase(records: Sequence[Mapping[str, Any]]) -> int | None:
+    """The phase with the highest `held_out` accuracy, the earliest of equals; None where nothing was measured."""
+    measured = held_out(records)
+    return max(sorted(measured), key=measured.__getitem__, default=None)
+
+
 @dataclass(slots=True)
 class RunResults:
     """What a run folder says about itself."""
@@ -57,14 +73,30 @@ def load_run(out: str | Path) -> RunResults:
     if not (out / METRICS).is_file():
         raise StoreError(f"{out} holds no results ({METRICS} is missing); give the folder of a run (its --out)")
     records = list(read_jsonl(out / METRICS))
+    for record in records:
+        sound = "mode" in record and type(record.get("phase")) is int and isinstance(record.get("metrics"), dict)
+        if not (sound and _inside(record)):
+            raise StoreError(f"{out / METRICS} is damaged; run the same command again, which writes it anew")
     rows = {(r["phase"], r["mode"]): read_rows(out / r["stage"] / ROWS) for r in records if r["kind"] == "evaluate"}
     heldout = out / "data" / "heldout.jsonl"
     problems = list(read_jsonl(heldout)) if heldout.is_file() else []
+    if not all(isinstance(p.get(name), str) for p in problems for name in ("id", "question")):
+        raise StoreError(f"{heldout} holds no questions; restore it")
     questions = {p["id"]: p["question"] for p in problems}
-    kinds = {p["id"]: kind for p in problems if (kind := kind_of(p.get("extra") or {})) is not None}
+    extras = ((p["id"], p["extra"]) for p in problems if isinstance(p.get("extra"), dict))
+    kinds = {name: kind for name, extra in extras if (kind := kind_of(extra)) is not None}
     config = out / CONFIG
     settings = read_yaml(config) if config.is_file() else {}
     return RunResults(out, records, rows, questions, kinds, settings)
+
+
+def _inside(record: Mapping[str, Any]) -> bool:
+    """Whether a record names a stage, of a kind and a mode, in the run's own folder: the file may be a stranger's."""
+    named = [record.get(name) for name in ("stage", "kind", "mode")]
+    if not all(isinstance(value, str) for value in named[:2]) or not isinstance(named[2], str | None):
+        return False
+    stage = Path(str(named[0]))
+    return not stage.is_absolute() and ".." not in stage.parts and "\0" not in str(stage)
 
 
 def kind_of(extra: Mapping[str, Any]) -> str | None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path as FilePath
 from typing import Any, Self, TypeVar
 
 from restmcts.errors import StoreError
+from restmcts.files import numbered_jsonl, write_jsonl
+from restmcts.records import typed
 from restmcts.types import Problem, Step
+
+LABELS, POLICY_ROWS, VALUE_ROWS, PAIRS = "labels.jsonl", "policy_rows.jsonl", "value_rows.jsonl", "pairs.jsonl"
+"""files of a run: what verified trees say, and what the trainings read"""
+REWARDS = "rewards.jsonl"
+"""what online training rewarded each question's solutions with, step by step"""
 
 
 class _Record:
@@ -20,12 +26,13 @@ class _Record:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> Self:
-        """Rebuild a row; unknown keys are ignored. Raises ValueError naming the missing ones."""
-        names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-        missing = [name for name in names if name not in record]
-        if missing:
-            raise ValueError(f"{cls.__name__} record lacks {', '.join(missing)}")
-        return cls(**{name: record[name] for name in names})
+        """Rebuild a row; unknown keys are ignored. Raises ValueError naming what is missing or of another type."""
+        row = cls(**typed(cls, record, tuple(f.name for f in fields(cls))))  # type: ignore[arg-type]
+        row.check()
+        return row
+
+    def check(self) -> None:
+        """Raise ValueError unless lists that belong together are of one length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,9 @@ class TreeLabels(_Record):
     w: list[float | None]
     v: list[float | None]
 
+    def check(self) -> None:
+        same_length(self, "correct", "m", "r", "w", "v")
+
 
 @dataclass(frozen=True, slots=True)
 class _TraceRow(_Record):
@@ -53,6 +63,9 @@ class _TraceRow(_Record):
     """the policy's own tokens of each step; None where the step was not made by a tokenizing engine"""
     tokenizer: str | None
     """fingerprint of the vocabulary that `step_ids` belong to"""
+
+    def check(self) -> None:
+        same_length(self, "steps", "step_ids")
 
     def problem(self) -> Problem:
         return Problem(self.problem_id, self.question)
@@ -87,27 +100,60 @@ class ValueRow(_TraceRow):
     labels: list[float | None]
     r: list[float | None]
 
+    def check(self) -> None:
+        same_length(self, "steps", "step_ids", "labels", "r")
+
+
+def same_length(record: object, *names: str) -> None:
+    """Raise ValueError unless the lists of these names have one length."""
+    lengths = {name: len(getattr(record, name)) for name in names}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            "lists that belong together differ in length: " + ", ".join(f"{n} {k}" for n, k in lengths.items())
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceRow(_TraceRow):
+    """Two ways to go on from one partial solution (`steps`, which may be empty), the first better than the second.
+
+    `chosen_value` and `rejected_value` in [0, 1] are what they were compared by. A side that `ends` is a solution: the
+    end of the turn follows it.
+    """
+
+    chosen: list[str]
+    chosen_ids: list[list[int] | None]
+    rejected: list[str]
+    rejected_ids: list[list[int] | None]
+    chosen_value: float
+    rejected_value: float
+    chosen_ends: bool = True
+    rejected_ends: bool = True
+    round: int = 0
+
+    def sides(self, tokenizer_id: str | None) -> tuple[tuple[Step, ...], tuple[Step, ...]]:
+        """The better and the worse continuation as steps, as `path`."""
+        better, worse = (
+            replace(self, steps=steps, step_ids=ids).path(tokenizer_id)
+            for steps, ids in ((self.chosen, self.chosen_ids), (self.rejected, self.rejected_ids))
+        )
+        return better, worse
+
 
 Row = TypeVar("Row", bound=_Record)
 
 
 def write_rows(path: FilePath, rows: Iterable[_Record]) -> None:
-    """Write rows as JSON lines."""
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row.to_record(), ensure_ascii=False) + "\n" for row in rows)
+    """Write rows as JSON lines, whole or not at all. Raises StoreError."""
+    write_jsonl(path, (row.to_record() for row in rows))
 
 
 def read_rows(path: FilePath, kind: type[Row]) -> list[Row]:
     """Read rows of one kind. Raises StoreError naming the file and the line that is not such a row."""
     rows: list[Row] = []
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    try:
-                        rows.append(kind.from_record(json.loads(line)))
-                    except (ValueError, TypeError) as error:
-                        raise StoreError(f"{path}:{number}: not a {kind.__name__}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise StoreError(f"cannot read rows from {path}: {error}") from error
+    for number, record in numbered_jsonl(path):
+        try:
+            rows.append(kind.from_record(record))
+        except ValueError as error:
+            raise StoreError(f"{path}, line {number}: {error}") from None
     return rows

@@ -14,15 +14,22 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 
-from restmcts.errors import RestmctsError
+from restmcts.errors import RestmctsError, is_out_of_memory
 
 _EXTRAS = {
     **dict.fromkeys(
         ("accelerate", "datasets", "gguf", "peft", "pyarrow", "safetensors", "torch", "transformers"), "hf"
     ),
     "reasoning_gym": "demo",
+    **dict.fromkeys(("starlette", "uvicorn"), "serve"),
 }
 """libraries that are not in the core, and the extra that brings them"""
+
+_OF_THE_SYSTEM = {
+    getattr(errno, name)
+    for name in "EIO ESTALE EMFILE ENFILE ENAMETOOLONG ELOOP ENOTDIR EISDIR ENOMEM EFBIG ETIMEDOUT ENXIO".split()
+}
+"""what goes wrong with disks and names"""
 
 DONE, BUG, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 
@@ -60,8 +67,10 @@ def one_line(error: BaseException) -> str | None:
         return f"{error.name} is not installed; run: pip install 'restmcts[{extra}]'"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"disk full{_at(error)}; free some space and run the same command again, finished work is kept"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
         return f"no permission{_at(error)}; choose a place you may read and write"
+    if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+        return f"{(error.strerror or str(error)).lower()}{_at(error)}; mend that and run the same command again"
     if is_out_of_memory(error):
         return (
             "out of memory; lower engine.max_rows, engine.cache_mb or the training's batch_tokens and run the same "
@@ -73,16 +82,6 @@ def one_line(error: BaseException) -> str | None:
     return None
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, in Python, on the GPU or in torch's own allocator."""
-    text = str(error)
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and ("not enough memory" in text or "can't allocate memory" in text))
-    )
-
-
 def how_to_resume(arguments: Sequence[str]) -> str:
     """The command that takes up the interrupted one; without `--redo`, which would start its stages over again."""
     kept, skip = [], False
@@ -90,7 +89,7 @@ def how_to_resume(arguments: Sequence[str]) -> str:
         if not skip and not argument.startswith("--redo"):
             kept.append(argument)
         skip = argument == "--redo"
-    if not kept or kept[0] in ("solve", "version"):
+    if not kept or kept[0] in ("serve", "solve", "version"):
         return "nothing was changed"
     return f"finished work is kept, go on with: restmcts {shlex.join(kept)}"
 
@@ -110,7 +109,8 @@ def _details(error: BaseException, debug: bool) -> str:
 
 
 def _at(error: OSError) -> str:
-    return f" at {error.filename}" if error.filename else ""
+    name = str(error.filename or "")
+    return f" at {name if len(name) < 200 else name[:200] + '…'}" if name else ""
 
 
 def _flat(text: str) -> str:

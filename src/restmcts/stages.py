@@ -7,11 +7,11 @@ A stage's settings and inputs are those that change its result; engines' speed s
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from restmcts import curriculum
 from restmcts.completing import complete_trees, completion_settings, needs_completions
 from restmcts.data import DATA_FILES, Data
 from restmcts.datasets import (
@@ -20,38 +20,23 @@ from restmcts.datasets import (
     ValueRow,
     label_trees,
     policy_rows,
-    read_rows,
     value_rows,
-    verify,
     worked_policy_rows,
     worked_value_rows,
     write_rows,
 )
-from restmcts.errors import FixedModelError
-from restmcts.evaluate import TREES, evaluate, greedy, search_all, stored_trees
-from restmcts.job import Job, Kind, OpenOnDemand, release_memory
+from restmcts.evaluate import TREES, Searched, evaluate, greedy, search_all
+from restmcts.job import Job, OpenOnDemand
+from restmcts.judging import judge, trees_in_order, verdicts
 from restmcts.results import WARM
+from restmcts.rows import LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.search import SearchSettings
 from restmcts.search.nodes import COMPLETION
 from restmcts.store import StageFolder
 from restmcts.tasks import get_task
 from restmcts.types import Problem, Tree
 
-LABELS, POLICY_ROWS, VALUE_ROWS = "labels.jsonl", "policy_rows.jsonl", "value_rows.jsonl"
-
-
 # ---------------------------------------------------------------- search
-
-
-def round_questions(job: Job, train: Sequence[Problem], k: int) -> list[Problem]:
-    """The questions of round k (from 1): a fresh slice of a seeded order, starting over when all were used."""
-    count = job.config.questions_per_round
-    if count is None or count >= len(train):
-        return list(train)
-    order = list(train)
-    random.Random(job.seed("questions")).shuffle(order)
-    start = (k - 1) * count
-    return [order[(start + i) % len(order)] for i in range(count)]
 
 
 def search(
@@ -69,23 +54,25 @@ def search(
     def work(stage: StageFolder) -> dict[str, Any]:
         account = job.account(stage)
         on_tree = job.watch(stage, len(questions), account)
+        found = Searched(0)
         with OpenOnDemand(lambda: job.tools.load_engines(policy, value, ())) as engines:
-            found = search_all(
-                questions,
-                settings.method,
-                settings,
-                engines(),
-                grader=job.grader,
-                seed=job.seed("round", k, "search"),
-                concurrency=config.engine.concurrency,
-                path=stage.path / TREES,
-                on_tree=on_tree,
-                account=account,
-            )
+            for group, share in curriculum.groups(job, k, questions, settings):
+                found += search_all(
+                    group,
+                    share.method,
+                    share,
+                    engines(),
+                    grader=job.grader,
+                    seed=job.seed("round", k, "search"),
+                    concurrency=config.engine.concurrency,
+                    path=stage.path / TREES,
+                    on_tree=on_tree,
+                    account=account,
+                )
             kind = engines().kind
         return {"questions": found.trees, **found.summary(), "engine": kind, "speed": account.speed()}
 
-    asked = {"bootstrap": config.warm_start.bootstrap} if k == WARM else {}
+    asked = {"bootstrap": config.warm_start.bootstrap} if k == WARM else curriculum.identity(config)
     return job.stage(
         f"round-{k}/search",
         "search",
@@ -98,7 +85,12 @@ def search(
             "questions_per_round": config.questions_per_round,
             **asked,
         },
-        inputs={"problems": data.folder / DATA_FILES["train"], "policy": policy, "value": value},
+        inputs={
+            "problems": data.folder / DATA_FILES["train"],
+            "policy": policy,
+            "value": value,
+            **curriculum.inputs(job, k),
+        },
     )
 
 
@@ -114,7 +106,7 @@ def complete(job: Job, k: int, trees: Path, questions: Sequence[Problem], policy
     per_question = config.value_training.traces_per_question
 
     def work(stage: StageFolder) -> dict[str, Any]:
-        account, found = job.account(stage), _in_order(trees, questions)
+        account, found = job.account(stage), trees_in_order(trees, questions)
         with OpenOnDemand(lambda: job.tools.load_engines(policy, None, ())) as engines:
             completed = complete_trees(
                 found,
@@ -152,12 +144,15 @@ def complete(job: Job, k: int, trees: Path, questions: Sequence[Problem], policy
 # ---------------------------------------------------------------- label
 
 
-def label(job: Job, k: int, data: Data, searched: Sequence[tuple[Path, Sequence[Problem]]]) -> Path:
+def label(job: Job, k: int, data: Data, searched: Sequence[tuple[Path, Sequence[Problem]]], policy: str | Path) -> Path:
     """Verify the trees of round k (the last of `searched`), derive process rewards, and write the rows to train on.
 
-    `searched` holds (search folder, its questions) of the rounds whose traces are trained on.
+    `searched` holds (search folder, its questions) of the rounds whose traces are trained on. Where a judge verifies,
+    it is asked first; `policy` is the one that judges if none is named.
     """
     config, (folder, questions) = job.config, searched[-1]
+    if config.labels.source == "judge":
+        judge(job, k, folder, questions, policy, every=False)
     options = config.policy_training
     settings = {
         "labels": config.labels.of_rule(),
@@ -167,6 +162,7 @@ def label(job: Job, k: int, data: Data, searched: Sequence[tuple[Path, Sequence[
         "accumulate": config.accumulate,
         "keep_worked": config.keep_worked,
         "seed": config.seed,
+        **({"hard_negatives": True} if config.curriculum.hard_negatives else {}),
     }
 
     def work(stage: StageFolder) -> dict[str, Any]:
@@ -180,7 +176,13 @@ def label(job: Job, k: int, data: Data, searched: Sequence[tuple[Path, Sequence[
         for_policy = policy_rows(
             trees, labels, traces_per_question=options.traces_per_question, pick=options.pick, seed=seed, round=k
         )
-        for_value = value_rows(trees, labels, traces_per_question=config.value_training.traces_per_question, seed=seed)
+        for_value = value_rows(
+            trees,
+            labels,
+            traces_per_question=config.value_training.traces_per_question,
+            hard_negatives=config.curriculum.hard_negatives,
+            seed=seed,
+        )
         facts |= {"policy_rows": len(for_policy), "value_rows": len(for_value)}
         if config.keep_worked and data.worked:
             for_policy += _worked_policy(data)
@@ -190,6 +192,8 @@ def label(job: Job, k: int, data: Data, searched: Sequence[tuple[Path, Sequence[
         return facts
 
     inputs: dict[str, str | Path | None] = {f"trees of {path.parent.name}": path for path, _ in searched}
+    if config.labels.source == "judge":
+        inputs |= {f"verdicts of {path.parent.name}": path.parent / "judge" for path, _ in searched}
     if config.keep_worked:
         inputs["worked"] = data.folder / DATA_FILES["worked"]
     return job.stage(f"round-{k}/label", "label", k, work, settings=settings, inputs=inputs)
@@ -202,8 +206,8 @@ def _labelled(
 
     Questions that the stage's budget left unasked have none.
     """
-    trees = _in_order(folder, questions)
-    correct = verify(trees, job.grader)
+    trees = trees_in_order(folder, questions)
+    correct, pseudo = verdicts(job, folder, trees)
     rules = job.config.labels
     labels = label_trees(trees, correct, rule=rules.rule, unsolved=rules.unsolved, estimate=rules.estimate)
     found = [
@@ -216,13 +220,9 @@ def _labelled(
         "reached": sum(map(any, found)),
         "finished": len(flags),
         "right_traces": sum(flags),
+        **({} if pseudo is None else {"pseudo": pseudo}),
     }
     return trees, labels, facts
-
-
-def _in_order(folder: Path, questions: Sequence[Problem]) -> list[Tree]:
-    stored = stored_trees(folder / TREES, questions)
-    return [stored[problem.id] for problem in questions if problem.id in stored]
 
 
 def _label_seed(job: Job, k: int) -> int:
@@ -257,49 +257,6 @@ def warm_rows(job: Job, data: Data) -> Path:
     settings = {"corruptions": job.config.warm_start.corruptions, "seed": job.config.seed}
     inputs: dict[str, str | Path | None] = {"worked": data.folder / DATA_FILES["worked"]}
     return job.stage("round-0/rows", "rows", WARM, work, settings=settings, inputs=inputs)
-
-
-# ---------------------------------------------------------------- train
-
-
-def train(job: Job, kind: Kind, k: int, rows: Path, previous: str | Path) -> str | Path:
-    """Train one of the models of round k on the rows in folder `rows`; returns where it is.
-
-    A round without a right trace teaches the policy nothing, one without labels nothing the value model, and a public
-    process reward model is not trained: the model then stays what it was, and the stage says so.
-    """
-    config = job.config
-    source = config.warm_start if k == WARM else config
-    options = source.policy_training if kind == "policy" else source.value_training
-    first = str(config.policy if kind == "policy" else config.value or config.policy)
-    base = previous if options.start == "previous" else first
-    file = rows / (POLICY_ROWS if kind == "policy" else VALUE_ROWS)
-
-    def work(stage: StageFolder) -> dict[str, Any]:
-        job.progress.stage(stage.name)
-        found: Sequence[PolicyRow | ValueRow] = read_rows(file, PolicyRow if kind == "policy" else ValueRow)
-        fresh = [row for row in found if k == WARM or not isinstance(row, PolicyRow) or row.round]
-        if not fresh:
-            job.progress.say(f"round {k} found nothing to teach the {kind} model: it stays as it is")
-            return {"rows": 0, "kept": True}
-        seed = job.seed("round", k, kind)
-        try:
-            metrics = job.tools.train(
-                kind, found, base=base, out=stage.path, settings=options, seed=seed, on_progress=job.on_step
-            )
-        except FixedModelError:
-            job.progress.say(f"{base} is not trained: it stays the {kind} model of all rounds")
-            return {"rows": 0, "kept": True}
-        release_memory()
-        return {"rows": len(found), **metrics}
-
-    settings = {
-        "training": options.model_dump(mode="json", exclude={"checkpoint_seconds", "device"}),
-        "prompt": config.prompt.model_dump(mode="json"),
-        "seed": config.seed,
-    }
-    folder = job.stage(f"round-{k}/{kind}", kind, k, work, settings=settings, inputs={"rows": file, "base": base})
-    return previous if job.records[-1]["metrics"].get("kept") else folder
 
 
 # ---------------------------------------------------------------- evaluate

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from restmcts.records import typed
+
 SCHEMA_VERSION = 1
 
 Status = Literal["open", "finished", "dead"]
@@ -33,6 +35,8 @@ class Problem:
     solution: str | None = None
     task: str = "math"
     extra: Mapping[str, Any] = field(default_factory=dict)
+    instruction: str | None = None
+    """what the model is told to do, in place of the prompt's instruction and its worked examples; not stored"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,11 @@ class Usage:
     seconds: float = 0.0
     value_requests: int = 0
     """of `requests`, those to the value model; counted by drive"""
+
+    @classmethod
+    def from_record(cls, record: object) -> Usage:
+        """Rebuild a usage; what the record does not hold is 0. Raises ValueError."""
+        return cls(**typed(cls, record))
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -192,6 +201,14 @@ class Budget:
     value_tokens: int | None = None
     seconds: float | None = None
 
+    def within(self, other: Budget) -> Budget:
+        """The smaller limit of each kind."""
+
+        def smaller(a: float | None, b: float | None) -> Any:
+            return b if a is None else a if b is None else min(a, b)
+
+        return Budget(*(smaller(getattr(self, f.name), getattr(other, f.name)) for f in fields(Budget)))
+
 
 # ---------------------------------------------------------------- trees
 
@@ -313,13 +330,7 @@ class Tree:
     def to_record(self) -> dict[str, Any]:
         """A flat JSON-ready dict; `Tree.from_record` is its inverse."""
         record: dict[str, Any] = {"schema": SCHEMA_VERSION, "id": self.problem.id}
-        record["problem"] = {
-            "id": self.problem.id,
-            "question": self.problem.question,
-            "answer": self.problem.answer,
-            "solution": self.problem.solution,
-            "task": self.problem.task,
-        }
+        record["problem"] = {name: getattr(self.problem, name) for name in _OF_PROBLEM}
         for name in _RECORDED:
             record[name] = getattr(self, name)
         record["usage"] = {f.name: getattr(self.usage, f.name) for f in fields(Usage)}
@@ -329,15 +340,9 @@ class Tree:
     def from_record(cls, record: Mapping[str, Any]) -> Tree:
         """Rebuild a tree. Raises ValueError naming what is wrong with the record."""
         if record.get("schema") != SCHEMA_VERSION:
-            raise ValueError(f"tree schema {record.get('schema')!r} is not {SCHEMA_VERSION}")
-        missing = [name for name in _RECORDED if name not in record]
-        if missing:
-            raise ValueError(f"tree record lacks {', '.join(missing)}")
-        tree = cls(
-            problem=Problem(**record["problem"]),
-            usage=Usage(**record["usage"]),
-            **{name: record[name] for name in _RECORDED},
-        )
+            raise ValueError(f"tree schema {str(record.get('schema'))[:20]} is not {SCHEMA_VERSION}")
+        problem = Problem(**typed(Problem, record.get("problem"), _OF_PROBLEM))
+        tree = cls(problem, usage=Usage.from_record(record.get("usage")), **typed(cls, record, _RECORDED))
         tree.check()
         return tree
 
@@ -354,7 +359,10 @@ class Tree:
         for node, parent in enumerate(self.parent[1:], start=1):
             if not 0 <= parent < node:
                 raise ValueError(f"node {node} has parent {parent}; parents come before children")
+        if self.result is not None and not 0 <= self.result < len(self):
+            raise ValueError(f"the result is node {self.result} of {len(self)}")
 
 
+_OF_PROBLEM = ("id", "question", "answer", "solution", "task")
 _RECORDED = tuple(f.name for f in fields(Tree) if f.init and f.name not in ("problem", "usage"))
 """the fields that a record holds as they are"""

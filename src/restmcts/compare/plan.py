@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from restmcts.config import CompareSettings, build, merged
+from restmcts.config import build, merged
 from restmcts.drive import Errand
 from restmcts.errors import ConfigError
 from restmcts.search import SEARCHES, VARIANTS, SearchSettings, get_search
+from restmcts.sections import CompareSettings
 from restmcts.tasks import get_task
 from restmcts.types import Problem
 

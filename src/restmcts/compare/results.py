@@ -70,8 +70,9 @@ def evaluate(plan: Plan, rows: Iterable[Row], cost: Cost, baseline: str | None =
     Every arm is tested against `baseline`, or against each of those before it where there is none.
     """
     by_key = {row.key: row for row in rows}
+    usual = sorted({row.seed for row in by_key.values() if row.budget is None})  # several, where runs are pooled
     cells = [(GREEDY, 0), *((arm.name, budget) for arm in plan.arms for budget in plan.budgets)]
-    seeds = {(method, budget): plan.seeds if budget else plan.seeds[:1] for method, budget in cells}
+    seeds = {(method, budget): plan.seeds if budget else usual or plan.seeds[:1] for method, budget in cells}
     complete = [
         problem.id
         for problem in plan.problems

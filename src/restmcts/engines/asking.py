@@ -123,6 +123,7 @@ class Asker:
 
     def next_step(self, problem: Problem, path: Path, advice: str | None, lead: str) -> dict[str, Any]:
         """The prompt for the step after `path`, of which `lead` is there already."""
+        problem = self._plain(problem)
         delimiter = self.prompt.delimiter
         so_far = "".join(step.text + delimiter for step in path) + lead
         if self.way.kind == "completions":
@@ -141,6 +142,7 @@ class Asker:
 
     def critique(self, problem: Problem, path: Path) -> dict[str, Any]:
         """The prompt with the self-critic's question."""
+        problem = self._plain(problem)
         if self.way.kind != "completions":
             return {"messages": [user_turn(critic_question(problem, path, self.prompt.delimiter))]}
         if self.encoder is None:
@@ -148,6 +150,12 @@ class Asker:
         if self.way.as_ids:
             return {"prompt": self.encoder.critique(problem, path)}
         return {"prompt": self._unmarked(self.encoder.critique_text(problem, path))}
+
+    def _plain(self, problem: Problem) -> Problem:
+        """The problem without control tokens in its question, where it is known which those are."""
+        if self.encoder is None:
+            return problem
+        return replace(problem, question=self.encoder.plain(problem.question))
 
     def _text(self, problem: Problem, advice: str | None) -> str:
         if self.encoder is None:
@@ -169,7 +177,8 @@ class Asker:
 
     def _one_step(self, problem: Problem, so_far: str, advice: str | None) -> list[dict[str, str]]:
         """Worked examples are told, not acted: each of their turns would be a whole solution."""
-        shown = "".join(f"Problem: {e.question}\nSolution:\n{worked_solution(e)}\n\n" for e in self.examples)
+        examples = self.examples if problem.instruction is None else ()
+        shown = "".join(f"Problem: {e.question}\nSolution:\n{worked_solution(e)}\n\n" for e in examples)
         system, question = chat_turns(self.prompt, (), problem, advice)
         begun = f"Solution so far:\n{so_far}" if so_far else "Nothing of the solution is written yet.\n"
         return [system, user_turn(f"{shown}Problem: {question['content']}\n\n{begun}\n{NEXT_STEP}")]

@@ -7,6 +7,7 @@ batch mates, though logits may differ in their last bits with the shape of the b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from restmcts.encoding import Encoder
+from restmcts.engines import TransientError
 from restmcts.engines.busy import Busy
 from restmcts.engines.kv import ATTENTION, Chain, PrefixModel, Rows
 from restmcts.engines.settings import EngineSettings
@@ -24,6 +26,8 @@ from restmcts.models import configured_ends
 from restmcts.seeds import derive_seed
 from restmcts.types import Critique, Path, Problem, Proposals, Propose, Sample, Step, Usage, Verdict
 
+_LEAST = 1e-38
+"""a probability has a logarithm, however small it is"""
 _DRAWN_AT_ONCE = 32
 """rows whose probabilities are at hand together: few enough to stay in a CPU's cache"""
 _BLOCK = 128
@@ -104,9 +108,21 @@ class TransformersPolicy:
         """The share of rows at work or waiting."""
         return (len(self._rows) + len(self._mail)) / self._max_rows
 
+    def shrink(self) -> bool:
+        """Half the rows at once; what was begun is begun again, and draws the same."""
+        if self._max_rows == 1:
+            return False
+        self._max_rows //= 2
+        self._rows.clear()
+        self._kv.free()
+        self._prefixes.shrink()
+        self._mail.put_back()
+        return True
+
     def fail(self, error: EngineError) -> None:
         self._rows.clear()
-        self._kv.clear()
+        self._kv.free()
+        self._prefixes.forget()
         self._mail.refuse_all(error)
 
     @torch.inference_mode()
@@ -130,8 +146,21 @@ class TransformersPolicy:
             row.pending = token
             row.logprob += logprob
             row.job.generated += 1
+        if any(math.isnan(row.logprob) for row in self._rows):
+            self._refuse_unsound()
         for at in reversed(range(len(self._rows))):
             self._finish(at)
+
+    def _refuse_unsound(self) -> None:
+        """Refuse the requests whose logits are no numbers, and forget all that was computed for them."""
+        unsound = {id(row.job) for row in self._rows if math.isnan(row.logprob)}
+        for at in reversed(range(len(self._rows))):
+            job = self._rows[at].job
+            if id(job) in unsound:
+                job.letter.refuse(TransientError("the policy's logits are no numbers", again=False))
+                self._kv.blank(at)
+                self._release(at)
+        self._prefixes.forget()
 
     def _admit(self) -> None:
         """Start waiting requests: what their prefix lacks in the cache is computed, up to the last token."""
@@ -276,7 +305,8 @@ def draw(
             chosen = torch.where(temperature > 0, chosen, logits.argmax(dim=-1))
     else:
         chosen = logits.argmax(dim=-1)
-    return chosen, probabilities.gather(1, chosen[:, None])[:, 0].log()
+    chosen = chosen.clamp(max=logits.shape[-1] - 1)  # where logits are no numbers, any place may be found
+    return chosen, probabilities.gather(1, chosen[:, None])[:, 0].clamp(min=_LEAST).log()
 
 
 def inverse_cdf(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:

@@ -129,6 +129,17 @@ class Rows(Cache):
         """Free all rows; the memory is kept."""
         self.length.clear()
 
+    def free(self) -> None:
+        """Free all rows and their memory."""
+        self.length.clear()
+        self._keys = self._values = torch.empty(0)
+        self._row_capacity = self._token_capacity = 0
+
+    def blank(self, row: int) -> None:
+        """Forget what a row holds: what is no number would reach others, for 0 times it is no number either."""
+        self._keys[:, row] = 0
+        self._values[:, row] = 0
+
     def cut(self, row: int, start: int, stop: int) -> Segment:
         """A copy of tokens start … stop−1 of a row."""
         return self._keys[:, row, :, start:stop].clone(), self._values[:, row, :, start:stop].clone()
@@ -279,6 +290,18 @@ class PrefixModel:
         self.cache = PrefixCache(cache_bytes)
         self._model = model
         self._rows = Rows(model)
+        self._most = PREFILL_TOKENS
+
+    def forget(self) -> None:
+        """Free all memory."""
+        self.cache = PrefixCache(self.cache.capacity)
+        self._rows.free()
+
+    def shrink(self) -> None:
+        """Free all memory, and take half as much from now on."""
+        self.forget()
+        self.cache.capacity //= 2
+        self._most = max(self._most // 2, 1)
 
     @torch.inference_mode()
     def extend(self, chains: Sequence[Chain]) -> tuple[torch.Tensor, list[int]]:
@@ -325,7 +348,7 @@ class PrefixModel:
             for prefix, count in before.items():
                 computed[owner[prefix]] += count
         found = {ids: self.cache.longest(ids, wanted[ids].ends[:-1]) for ids in last}
-        for batch in _batches([len(ids) - found[ids][1] for ids in last]):
+        for batch in _batches([len(ids) - found[ids][1] for ids in last], self._most):
             self._compute([(wanted[last[i]], *found[last[i]]) for i in batch], states)
         for ids in last:
             computed[ids] += len(ids) - found[ids][1]
@@ -349,13 +372,13 @@ class PrefixModel:
                     start = end
 
 
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
+def _batches(lengths: Sequence[int], most: int = PREFILL_TOKENS) -> list[list[int]]:
     """Indices in groups of similar length, bounded in tokens and in what attention pads them to."""
     groups: list[list[int]] = []
     tokens = 0
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         padded = (len(groups[-1]) + 1) * lengths[groups[-1][0]] if groups else 0
-        if not groups or tokens + lengths[i] > PREFILL_TOKENS or padded > _PADDED * max(tokens, _SMALL):
+        if not groups or tokens + lengths[i] > most or padded > _PADDED * max(tokens, _SMALL):
             groups.append([])
             tokens = 0
         groups[-1].append(i)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from restmcts.encoding import whole_characters
 from restmcts.engines.server import Junk
 
 MOST_CHARACTERS = 256
@@ -47,7 +49,8 @@ def read_reply(raw: Any, max_tokens: int) -> Reply:
         choices = sorted(choices, key=lambda choice: int(choice["index"]))
     read = [choice for item in choices if (choice := _choice(item, max_tokens)) is not None]
     if not read:
-        reasons = sorted({str(choice.get("finish_reason"))[:40] for choice in choices})
+        said = (str(choice.get("finish_reason")) for choice in choices)
+        reasons = sorted({reason if re.fullmatch("[a-z_]{1,30}", reason) else "another" for reason in said})
         raise Junk(f"no usable choice (finish_reason: {', '.join(reasons) or 'there is no choice'})")
     usage = raw.get("usage") if isinstance(raw.get("usage"), Mapping) else {}
     details = usage.get("prompt_tokens_details")
@@ -70,7 +73,7 @@ def _choice(item: Mapping[str, Any], max_tokens: int) -> Choice | None:
     ids = item.get("token_ids")
     sound = isinstance(ids, list) and all(type(token) is int and token >= 0 for token in ids)
     return Choice(
-        text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"),  # half a character is none
+        whole_characters(text),
         "length" if finish == "length" else "stop",
         _matched(item),
         tuple(ids) if ids and sound else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from restmcts.encoding import Encoded
+from restmcts.engines import TransientError
 from restmcts.engines.busy import Busy
 from restmcts.engines.kv import ATTENTION, Chain, PrefixModel
 from restmcts.engines.settings import EngineSettings
@@ -61,6 +63,7 @@ class TransformersValue:
         self._worker = Worker.of(str(model.device))
         self._mail = Mailbox(self._worker)
         self._since: float | None = None
+        self._most = _MOST_REQUESTS
         self._worker.add(self)
 
     async def score(self, request: Score) -> Scores:
@@ -88,13 +91,23 @@ class TransformersValue:
         self._since = self._since or time.monotonic()
         return waiting / _FULL_BATCH + (time.monotonic() - self._since) / _PATIENCE
 
+    def shrink(self) -> bool:
+        """Half the requests at once."""
+        if self._most == 1:
+            return False
+        self._most //= 2
+        self._prefixes.shrink()
+        self._mail.put_back()
+        return True
+
     def fail(self, error: EngineError) -> None:
+        self._prefixes.forget()
         self._mail.refuse_all(error)
 
     @torch.inference_mode()
     def step(self) -> None:
         letters: list[Letter] = []
-        while len(letters) < _MOST_REQUESTS and (letter := self._mail.take()) is not None:
+        while len(letters) < self._most and (letter := self._mail.take()) is not None:
             letters.append(letter)
         self._since = None
         chains = [self._chain(letter.request.problem, path) for letter in letters for path in letter.request.paths]
@@ -106,8 +119,14 @@ class TransformersValue:
         for letter in letters:
             count = len(letter.request.paths)
             tokens = tuple(computed[at : at + count])
-            letter.reply(Scores(tuple(values[at : at + count]), Usage(value_tokens=sum(tokens), requests=1), tokens))
+            own, usage = tuple(values[at : at + count]), Usage(value_tokens=sum(tokens), requests=1)
+            if any(map(math.isnan, own)):
+                letter.refuse(TransientError("the value model's output is no number", again=False, usage=usage))
+            else:
+                letter.reply(Scores(own, usage, tokens))
             at += count
+        if any(map(math.isnan, values)):
+            self._prefixes.forget()  # 0 times what is no number is no number: it would reach others
 
     def _chain(self, problem: Problem, path: Path) -> Chain:
         trace = self.encoder.trace(problem, path)

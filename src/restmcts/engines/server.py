@@ -177,7 +177,7 @@ class Server:
                 try:
                     reply = read(await self._once(path, body))
                 except (_Trouble, Junk) as error:
-                    trouble = error if isinstance(error, _Trouble) else _Trouble(f"broken reply: {error}")
+                    trouble = error if isinstance(error, _Trouble) else _Trouble(self._clean(f"broken reply: {error}"))
                 except Refused as refused:
                     self._give_up(str(refused))
                     raise

@@ -7,16 +7,21 @@ worker asks whichever is most in need for its next step. Requests enter from any
 from __future__ import annotations
 
 import asyncio
+import gc
+import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any, ClassVar, Protocol
 
 import torch
 
 from restmcts.engines.busy import Busy
-from restmcts.errors import EngineError
+from restmcts.errors import EngineError, is_out_of_memory
 from restmcts.models import cores
+
+log = logging.getLogger("restmcts")
 
 
 class Stepper(Protocol):
@@ -30,6 +35,12 @@ class Stepper(Protocol):
 
     def step(self) -> None:
         """Do one bounded piece of work."""
+
+    def shrink(self) -> bool:
+        """Memory ran out in a step: give back what can be, and be ready to do it again with less at once.
+
+        False when it cannot be less.
+        """
 
     def fail(self, error: EngineError) -> None:
         """Answer everything that waits with `error`."""
@@ -79,19 +90,35 @@ class Worker:
                     self._wake.wait()
                     continue
             with self._stepping:
+                failure: Exception | None = None
                 try:
                     with due.busy:
                         due.step()
                 except Exception as error:  # whatever a model raises, its callers must hear of it
-                    due.fail(_engine_error(error))
+                    failure = error.with_traceback(None)  # whose frames would keep tensors in memory
+                if failure is not None and not (is_out_of_memory(failure) and _again_with_less(due)):
+                    due.fail(_engine_error(failure))
             del due  # a closed model must not be kept in memory until the next step
+
+
+def _again_with_less(stepper: Stepper) -> bool:
+    if not stepper.shrink():
+        return False
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    log.warning("out of memory: the engine goes on with less at once")
+    return True
 
 
 class Letter:
     """A request, and where its reply goes."""
 
+    _numbers: ClassVar[Iterator[int]] = count()
+
     def __init__(self, request: Any, box: Mailbox) -> None:
         self.request = request
+        self.number = next(self._numbers)
         self._box = box
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self._loop.create_future()
@@ -144,6 +171,13 @@ class Mailbox:
             self.taken.add(letter)
             return letter
 
+    def put_back(self) -> None:
+        """Let everything that was taken and not answered wait again, before the others."""
+        with self._lock:
+            for letter in sorted(self.taken, key=lambda letter: letter.number, reverse=True):
+                self._waiting.appendleft(letter)
+            self.taken.clear()
+
     def refuse_all(self, error: EngineError) -> None:
         """Answer everything, waiting or taken, with `error`."""
         while self.take() is not None:
@@ -156,6 +190,6 @@ def _engine_error(error: Exception) -> EngineError:
     if isinstance(error, EngineError):
         return error
     text = " ".join(str(error).split())[:300]
-    if isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text:
+    if is_out_of_memory(error):
         return EngineError("out of memory; lower engine.max_rows, engine.cache_mb or engine.concurrency")
     return EngineError(f"the model failed: {type(error).__name__}: {text}")

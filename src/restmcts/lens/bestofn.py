@@ -9,25 +9,24 @@ to be expected when N of them are drawn without replacement, exactly for Best-of
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from restmcts.metrics import Floats, Interval, bootstrap_mean, wilson
+from restmcts.search.nodes import path_value
+from restmcts.search.settings import StepAggregation
 from restmcts.seeds import derive_seed
 from restmcts.tasks import Task
 from restmcts.types import Tree
 
-OF_STEPS: dict[str, Callable[[Sequence[float]], float]] = {
-    "last": lambda values: values[-1],
-    "min": min,
-    "mean": lambda values: math.fsum(values) / len(values),
-    "product": math.prod,
-}
-"""how the values of its steps make that of a sample"""
+OF_STEPS: tuple[StepAggregation, ...] = get_args(StepAggregation)
+"""how the values of its steps make that of a sample (see `search.nodes.path_value`)"""
+SAMPLED = frozenset({"cot", "sample", "best_of_n", "weighted_vote"})
+"""methods whose leaves are independent samples"""
 RULES = ("majority", *(f"{how} {of}" for how in ("best", "vote") for of in OF_STEPS), "any")
 MOST = 256
 _DRAWS = 100
@@ -50,30 +49,29 @@ class Pool:
         return len(self.key)
 
 
-def pool(tree: Tree, values: Sequence[float | None], correct: Sequence[bool | None], task: Task) -> Pool | None:
-    """The samples in a tree of the method `sample`, with the values of its nodes; None where a value is missing."""
+def pool(tree: Tree, correct: Sequence[bool | None], task: Task) -> Pool | None:
+    """The samples in a scored tree; None where its method makes none, or where a value is missing."""
+    if tree.method not in SAMPLED:
+        return None
     keys: dict[str, int] = {}
     rows: list[tuple[int, bool, list[float], int]] = []
     inner = set(tree.parent)
     for node in range(1, len(tree)):
         if node in inner:
             continue
-        steps, key = [0.0], -1
+        values, key = [0.0] * len(OF_STEPS), -1
         if tree.status[node] == "finished":
-            known = [v for n in tree.nodes_to(node) if (v := values[n]) is not None]
-            if len(known) < len(tree.nodes_to(node)):
+            if any(tree.raw_value[n] is None for n in tree.nodes_to(node)):
                 return None
-            steps, key = known, keys.setdefault(task.key(tree.answer[node] or ""), len(keys))
-        rows.append((key, bool(correct[node]), steps, tree.copies[node]))
+            values = [path_value(tree, node, of) or 0.0 for of in OF_STEPS]
+            key = keys.setdefault(task.key(tree.answer[node] or ""), len(keys))
+        rows.append((key, bool(correct[node]), values, tree.copies[node]))
     copies = [row[3] for row in rows]
     return Pool(
         tree.problem.id,
         np.repeat(np.array([row[0] for row in rows], dtype=np.int64), copies),
         np.repeat(np.array([row[1] for row in rows], dtype=bool), copies),
-        {
-            of: np.repeat(np.array([make(row[2]) for row in rows], dtype=np.float64), copies)
-            for of, make in OF_STEPS.items()
-        },
+        {of: np.repeat(np.array([row[2][i] for row in rows], dtype=float), copies) for i, of in enumerate(OF_STEPS)},
     )
 
 

@@ -160,16 +160,12 @@ def on_processbench(
 def on_trees(trees: Mapping[str, Tree], values: Values, grader: Grader) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Error, ranking and calibration on trees with known answers, and Best-of-N with a row for every question.
 
-    `best_of_n` is None for trees of other methods than `sample`: their leaves are no independent samples.
+    `best_of_n` is None for trees of methods whose leaves are no independent samples (`bestofn.SAMPLED`).
     """
     scored = [dataclasses.replace(tree, raw_value=list(values[name])) for name, tree in trees.items()]
     correct = verify(scored, grader)
-    pools = [
-        made
-        for tree, flags in zip(scored, correct, strict=True)
-        if tree.method in ("sample", "cot")
-        and (made := bestofn.pool(tree, tree.raw_value, flags, get_task(tree.problem.task))) is not None
-    ]
+    made = [bestofn.pool(tree, flags, get_task(tree.problem.task)) for tree, flags in zip(scored, correct, strict=True)]
+    pools = [pool for pool in made if pool is not None]
     best = bestofn.table(pools) if pools else None
     rows = [] if best is None else best.pop("rows")
     quality = value_quality(value_points(scored, correct))

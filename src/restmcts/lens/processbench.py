@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -68,8 +68,8 @@ def load_samples(sources: Sequence[str], *, limit: int | None = None, seed: int 
     """
     samples: dict[str, Sample] = {}
     for source in sources:
-        for where, row in _rows(source):
-            sample = _sample(row, where)
+        for where, row in rows_of(source):
+            sample = sample_of(row, where)
             if sample.id in samples:
                 raise TaskError(f"{where}: id {sample.id!r} is there already; ids must differ")
             samples[sample.id] = sample
@@ -82,15 +82,16 @@ def load_samples(sources: Sequence[str], *, limit: int | None = None, seed: int 
     return found
 
 
-def _rows(source: str) -> Any:
+def rows_of(source: str) -> Iterator[Row]:
+    """The rows of one source of `load_samples`, with their places. Raises TaskError."""
     name = _NAME.fullmatch(source)
     if name is None or Path(source).exists():
         return read_rows(source)
     return Named("processbench", _SET, None, name[1], None).rows()
 
 
-def _sample(row: Row | Mapping[str, Any], where: str) -> Sample:
-    assert isinstance(row, Mapping)
+def sample_of(row: Mapping[str, Any], where: str) -> Sample:
+    """The sample that a row holds. Raises TaskError naming its place."""
     question = next((row[name] for name in ("problem", "question") if row.get(name)), None)
     steps, label, name = row.get("steps"), row.get("label"), str(row.get("id") or where)
     if not isinstance(question, str):

@@ -53,6 +53,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """methods under the names that studies use: settings that make of a method what the name says"""
 
+UNSCORED = frozenset({"cot", "sample"})
+"""methods that ask for no values"""
+
 
 def get_search(name: str, among: Sequence[str] = ()) -> Method:
     """The method of that name. Raises ConfigError with the nearest name, of `among` where given, when there is none."""
@@ -66,6 +69,7 @@ def get_search(name: str, among: Sequence[str] = ()) -> Method:
 
 __all__ = [
     "SEARCHES",
+    "UNSCORED",
     "VARIANTS",
     "Method",
     "Search",

@@ -10,14 +10,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from restmcts.errors import ConfigError
-from restmcts.search.nodes import COMPLETION, Search, add_samples, ask_all, note_failure
+from restmcts.search.nodes import COMPLETION, Search, Wanted, grow
 from restmcts.search.settings import SearchSettings
 from restmcts.seeds import derive_seed
 from restmcts.tasks import Task
-from restmcts.types import Answer, Ask, BudgetExhausted, Proposals, Propose, Tree
+from restmcts.types import Answer, Ask, BudgetExhausted, Tree
 
 COMPLETED = "completed"
 """the section of `Tree.settings` that says what was completed, and how"""
@@ -113,13 +113,20 @@ def wanted(tree: Tree) -> int | None:
 # ---------------------------------------------------------------- parts
 
 
+class _Chains(NamedTuple):
+    """Which of the completions that lie on a node go on from there: the first one's number, and how many."""
+
+    node: int
+    first: int
+    many: int
+
+
 class _Completing:
     """A copy of a tree while it takes up completions."""
 
     def __init__(self, traces: Traces, settings: SearchSettings, seed: int, task: Task) -> None:
         self.traces, self.settings, self.seed, self.task = traces, settings, seed, task
         self.tree = _opened(traces, settings)
-        self.iteration = max(self.tree.iteration) + 1
 
     def to_the_end(self, asking: Generator[Ask, Answer, None]) -> Search:
         """The tree when all is asked, or the budget is spent."""
@@ -155,58 +162,53 @@ class _Completing:
                 return  # a failure: nothing is known of this step
 
     def complete(self, nodes: Sequence[int]) -> Generator[Ask, Answer, None]:
-        """Draw what `nodes` lack of their completions, a few nodes at a time, so that a budget leaves few half done."""
+        """Draw what `nodes` lack of their completions, a few nodes at a time, so that a budget leaves few half done.
+
+        What a failure cut short is drawn again, as long as that gains anything.
+        """
         for start in range(0, len(nodes), self.settings.parallel):
             some, before = nodes[start : start + self.settings.parallel], None
-            # Again, because a request is cut to what is surely left of the budget, and may then cost less; and what a
-            # failure cut short is made up for. Without any gain it is left.
             while (lacking := self.lacking(some)) and lacking != before:
                 before = lacking
-                yield from self.draw(lacking[::-1])
+                yield from self.draw([_Chains(node, self.begun(node), count) for node, count in reversed(lacking)])
 
-    def draw(self, waiting: list[tuple[int, int]]) -> Generator[Ask, Answer, None]:
-        """Take completions to their ends: the nodes that they go on from and how many they are, the next one last.
-
-        Depth first, as the chains of the method `sample`.
-        """
-        tree, settings = self.tree, self.settings
+    def draw(self, waiting: list[_Chains]) -> Generator[Ask, Answer, None]:
+        """Take completions to their ends, the last of `waiting` first; depth first, as the chains of `sample`."""
+        tree = self.tree
         while waiting:
-            going = [waiting.pop() for _ in range(min(settings.parallel, len(waiting)))]
-            replies = yield from ask_all([self.request(node, count) for node, count in going])
-            further: list[tuple[int, int]] = []
-            for (node, _), reply in zip(going, replies, strict=True):
-                if isinstance(reply, Proposals):
-                    before = {child: tree.copies[child] for child in tree.children(node)}
-                    made = add_samples(
-                        tree, node, reply, settings, self.task, origin=COMPLETION, iteration=self.iteration
-                    )
-                    further += [(n, tree.copies[n] - before.get(n, 0)) for n in made if tree.status[n] == "open"]
-                elif reply is not None:
-                    note_failure(tree, "propose", reply)
-            if None in replies:
-                raise BudgetExhausted
+            going = [waiting.pop() for _ in range(min(self.settings.parallel, len(waiting)))]
+            wanted = [Wanted(node, count, self.seed_of(node), first) for node, first, count in going]
+            before = {child: tree.copies[child] for node, _, _ in going for child in tree.children(node)}
+            grown = yield from grow(tree, wanted, self.settings, self.task, origin=COMPLETION, score="nothing")
+            further: list[_Chains] = []
+            for (node, first, count), (made, samples, _) in zip(going, grown, strict=True):
+                if 0 < samples < count:  # a budget cut the request
+                    waiting.append(_Chains(node, first + samples, count - samples))
+                for n in made:
+                    if tree.status[n] == "open":
+                        earlier = before.get(n, 0)
+                        further.append(_Chains(n, earlier, tree.copies[n] - earlier))
             waiting += reversed(further)
-
-    def request(self, node: int, count: int) -> Propose:
-        settings = self.settings
-        path, seed = self.tree.path(node), self.seed_of(node)
-        return Propose(self.tree.problem, path, count, seed, settings.temperature, settings.step_tokens)
 
     def lacking(self, nodes: Sequence[int]) -> list[tuple[int, int]]:
         """Those of `nodes` that lack completions, and how many."""
         counts = [(node, self.settings.samples - drawn(self.tree, node)) for node in nodes]
         return [(node, count) for node, count in counts if count > 0]
 
-    def seed_of(self, node: int) -> int:
-        """A hash of the step that is completed, where the completion has got to, and how many were drawn there earlier.
-
-        So what is drawn does not depend on what else is completed, nor in which order.
-        """
+    def begun(self, node: int) -> int:
+        """How many completions of `node` have been asked for."""
         tree = self.tree
-        nodes = tree.nodes_to(node)
+        return sum(tree.copies[c] for c in tree.children(node) if tree.origin[c] == COMPLETION)
+
+    def seed_of(self, node: int) -> int:
+        """A hash of the step that is completed and of where the completion has got to.
+
+        So what is drawn does not depend on what else is completed, nor in which order: 4 completions are the first 4
+        of 8.
+        """
+        tree, nodes = self.tree, self.tree.nodes_to(node)
         start = sum(tree.origin[n] != COMPLETION for n in nodes)
-        earlier = sum(tree.copies[c] for c in tree.children(node) if tree.origin[c] == COMPLETION)
-        return derive_seed(self.seed, COMPLETION, start, earlier, *(tree.text[n] for n in nodes))
+        return derive_seed(self.seed, COMPLETION, start, *(tree.text[n] for n in nodes))
 
     def reached(self, node: int) -> bool:
         """Whether a right answer lies below `node`."""

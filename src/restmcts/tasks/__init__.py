@@ -4,6 +4,7 @@
     sets.py       public question sets by name
     generate.py   the built-in sets (words.py: templates of word problems)
     answers.py    find, canonicalise and compare answers (numbers.py: numbers; structure.py: sets, tuples, matrices)
+    judge.py      a model's verdict on a solution: five points, one after the other
     rules.py      multiple choice, SciBench, TheoremQA (expressions.py: Countdown and the Game of 24)
     grade.py      the grader (symbolic.py: math-verify, in a process of its own)
 
@@ -19,7 +20,7 @@ from fractions import Fraction
 from typing import Any, Protocol
 
 from restmcts.errors import TaskError
-from restmcts.tasks import answers, expressions, rules
+from restmcts.tasks import answers, expressions, judge, rules
 from restmcts.tasks.numbers import TOLERANCE
 from restmcts.tasks.sets import SETS, set_name
 
@@ -104,10 +105,12 @@ TASKS: dict[str, Task] = {
     "theoremqa": AnswerTask("theoremqa", rules.compare_theoremqa, tolerance=rules.theoremqa_tolerance),
     "countdown": _game("countdown", expressions.countdown_row),
     "game24": _game("game24", expressions.game24_row),
+    "judge": AnswerTask("judge", answers.compare_exact, key=answers.text_key, find_answer=judge.find_score),
 }
 """math: equal as mathematics (numbers, LaTeX, sets, …) · numeric: a number, not a computation · exact: equal text ·
 choice: the letter of an option · scibench: a number within 5 %, with units · theoremqa: as rounded, lists, yes and no ·
-countdown, game24: an expression of given numbers that reaches a target (known answer: "27 from 30 79 60 76")."""
+countdown, game24: an expression of given numbers that reaches a target (known answer: "27 from 30 79 60 76") ·
+judge: a score from 0 to 5."""
 
 
 def get_task(name: str) -> Task:

@@ -1,14 +1,16 @@
-"""What both trainings need: precision, LoRA, checkpoints to go on from, progress, errors on one line."""
+"""What all trainings need: precision, LoRA, checkpoints to go on from, progress, errors on one line."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import re
+import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -19,14 +21,24 @@ import torch
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from restmcts.encoding import PromptSettings
-from restmcts.errors import TrainError
+from restmcts.errors import StoreError, TrainError, is_out_of_memory
+from restmcts.files import damage, inventory, read_json, sync_tree, write_atomic, write_json
+from restmcts.manifest import BEGUN, CARD, fingerprint
 from restmcts.models import pick_device, pick_dtype, resolve_model, save_prompt
 from restmcts.train.fast import BLOCKS, attend_in_blocks, fuse_lora
 from restmcts.train.packing import Example, Plan
-from restmcts.train.settings import Training
+from restmcts.train.settings import RowTraining, Training
 
 CHECKPOINTS = "checkpoints"
 """folder, inside the output folder, that a killed training goes on from"""
+WHOLE = "whole.json"
+"""in a checkpoint that is on the disk: its files (`files.inventory`); written last"""
+TRAINED = "training.json"
+"""in a trained model that is on the disk: which training made it, its metrics and its files; written last"""
+KEPT = 2
+"""checkpoints that are kept: one for the case that the newest turns out to be damaged"""
+
+log = logging.getLogger("restmcts")
 
 OnProgress = Callable[[int, int, float, int], None]
 """called after every optimizer step with: step (from 1), total steps, loss of the step, tokens trained so far"""
@@ -69,6 +81,12 @@ def precision_of(stored: torch.dtype, settings: Training, device: str) -> Precis
 
 def prepare(model: Any, precision: Precision) -> tuple[Any, bool]:
     """The model in training precision, without dropout, and whether its attention can go block by block."""
+    plain = in_precision(model, precision)
+    return plain, attend_in_blocks(plain)
+
+
+def in_precision(model: Any, precision: Precision) -> Any:
+    """The model in training precision, without dropout."""
     for parameter in model.parameters():  # not the buffers: rotary frequencies must stay float32
         parameter.data = parameter.data.to(precision.weights)
     for module in model.modules():
@@ -76,12 +94,12 @@ def prepare(model: Any, precision: Precision) -> tuple[Any, bool]:
             module.p = 0.0
         elif hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
-    return model, attend_in_blocks(model)
+    return model
 
 
-def add_lora(model: Any, settings: Training, seed: int, **options: Any) -> Any:
-    """The model with LoRA updates on the linear maps of its upper layers; everything else is frozen."""
-    from peft import LoraConfig, get_peft_model
+def lora_config(model: Any, settings: Training, **options: Any) -> Any:
+    """LoRA updates on the linear maps of the model's upper layers."""
+    from peft import LoraConfig
 
     layer = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
     found = [
@@ -91,23 +109,27 @@ def add_lora(model: Any, settings: Training, seed: int, **options: Any) -> Any:
     ]
     layers = 1 + max((index for index, _ in found), default=-1)
     first = layers - math.ceil(layers * settings.lora_layers)
-    torch.manual_seed(seed)
-    config = LoraConfig(
+    return LoraConfig(
         r=settings.lora_rank,
         lora_alpha=2 * settings.lora_rank,
         target_modules=[name for index, name in found if index >= first] or "all-linear",
         **options,
     )
+
+
+def add_lora(model: Any, settings: Training, seed: int, **options: Any) -> Any:
+    """The model with LoRA updates (`lora_config`); everything else is frozen."""
+    from peft import get_peft_model
+
+    config = lora_config(model, settings, **options)
+    torch.manual_seed(seed)
     model = get_peft_model(model, config)
     fuse_lora(model)
     return model
 
 
 def save_trained(model: Any, out: Path, stored: torch.dtype, tokenizer: Any, prompt: PromptSettings, seed: int) -> Any:
-    """Merge LoRA updates and write a plain checkpoint: weights, tokenizer, prompt format. Returns the plain model.
-
-    The checkpoints of the way there are no longer needed and go.
-    """
+    """Merge LoRA updates and write a plain checkpoint: weights, tokenizer, prompt format. Returns the plain model."""
     model = model.to("cpu")
     for parameter in model.parameters():
         parameter.data = parameter.data.float()
@@ -125,8 +147,29 @@ def save_trained(model: Any, out: Path, stored: torch.dtype, tokenizer: Any, pro
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     save_prompt(out, prompt)
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
     return model
+
+
+def trained_before(out: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The metrics of this very training where its model is in `out` already, whole; else None."""
+    try:
+        record = read_json(out / TRAINED)
+        if record["training"] == fingerprint and damage(out, record["files"]) is None:
+            metrics = dict(record["metrics"])
+            shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+            return metrics
+    except (StoreError, LookupError, TypeError, AttributeError):  # there is none, or it says nothing
+        pass
+    return None
+
+
+def mark_trained(out: Path, fingerprint: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Put the model on the disk and say that it is there; the checkpoints of the way there go. Returns the metrics."""
+    sync_tree(out)
+    files = inventory(out, without=(CHECKPOINTS, TRAINED, BEGUN, CARD))
+    write_json(out / TRAINED, {"training": fingerprint, "metrics": metrics, "files": files})
+    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    return metrics
 
 
 def round_to_bfloat16(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -139,20 +182,38 @@ def round_to_bfloat16(x: torch.Tensor, generator: torch.Generator) -> torch.Tens
     return ((x.contiguous().view(torch.int32) + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
 
 
+def check_ids(examples: Sequence[Example], model: Any) -> None:
+    """Raise TrainError for a token that the model does not have: rows may come from anywhere."""
+    size = model.get_input_embeddings().num_embeddings
+    for example in examples:
+        if not 0 <= min(example.ids) <= max(example.ids) < size:
+            raise TrainError(
+                f"a row holds token {max(example.ids, key=abs)}, and the model knows {size}: "
+                "its step_ids are not this model's; label the trees again"
+            )
+
+
 # ---------------------------------------------------------------- the run itself
 
 
 def training_arguments(settings: Training, plan: Plan, out: Path, seed: int, mixed: bool) -> dict[str, Any]:
-    """Arguments of transformers' trainer, for both trainings. The plan's steps are their data set's items."""
-    on_cpu = device_of(settings) == "cpu"
+    """Arguments of transformers' trainer for packed traces: the plan's steps are their data set's items."""
     return {
-        "output_dir": str(out / CHECKPOINTS),
+        **usual_arguments(settings, len(plan.steps), out, seed, mixed),
         "num_train_epochs": 1,
         "per_device_train_batch_size": 1,
         "train_sampling_strategy": "sequential",
+    }
+
+
+def usual_arguments(settings: Training, steps: int, out: Path, seed: int, mixed: bool) -> dict[str, Any]:
+    """Arguments of transformers' trainer, for every training."""
+    on_cpu = device_of(settings) == "cpu"
+    return {
+        "output_dir": str(out / CHECKPOINTS),
         "learning_rate": settings.learning_rate,
         "lr_scheduler_type": settings.schedule if settings.schedule != "constant" else "constant_with_warmup",
-        "warmup_steps": math.ceil(settings.warmup * len(plan.steps)) if len(plan.steps) > 1 else 0,
+        "warmup_steps": math.ceil(settings.warmup * steps) if steps > 1 else 0,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.max_grad_norm,
         "gradient_checkpointing": settings.gradient_checkpointing,
@@ -164,7 +225,6 @@ def training_arguments(settings: Training, plan: Plan, out: Path, seed: int, mix
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
-        "save_total_limit": 2,
         "report_to": "none",
         "disable_tqdm": True,
     }
@@ -177,56 +237,66 @@ def on_one_device(arguments: Any) -> Any:
     return arguments
 
 
-class _Watch(TrainerCallback):
-    """Reports progress, stops on a loss that is not finite, and asks for a checkpoint when it is time for one."""
+class Watch(TrainerCallback):
+    """Reports progress, stops on a loss that is not finite, and asks for a checkpoint when it is time for one.
 
-    def __init__(self, plan: Plan, examples: Sequence[Example], settings: Training, on_progress: OnProgress | None):
-        self.plan, self.settings, self.on_progress = plan, settings, on_progress
-        self.tokens = list(accumulate(_step_tokens(plan, examples)))
+    `tokens` says how many are trained by the end of each step; without it the trainer's own count is reported. `shown`
+    names what is reported of a step.
+    """
+
+    def __init__(
+        self,
+        steps: int,
+        settings: Training,
+        on_progress: OnProgress | None,
+        *,
+        tokens: Sequence[int] | None = None,
+        shown: str = "loss",
+    ) -> None:
+        self.steps, self.settings, self.on_progress = steps, settings, on_progress
+        self.tokens, self.shown = tokens, shown
         self.saved = time.monotonic()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         due = time.monotonic() - self.saved >= self.settings.checkpoint_seconds
-        control.should_save |= due and state.global_step < len(self.plan.steps)
+        control.should_save |= due and state.global_step < self.steps
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put the checkpoint on the disk; then those that are older than is needed go, by number and not by date."""
+        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        sync_tree(folder)
+        write_json(folder / WHOLE, inventory(folder))
+        for old in sorted(folder.parent.glob("checkpoint-*"), key=_number)[:-KEPT]:
+            shutil.rmtree(old, ignore_errors=True)
         self.saved = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         loss = (logs or {}).get("loss")
-        if loss is None:
+        if logs is None or loss is None:
             return
         if not math.isfinite(loss):
             raise TrainError(
-                f"the loss is {loss} at step {state.global_step} of {len(self.plan.steps)}: "
+                f"the loss is {loss} at step {state.global_step} of {self.steps}: "
                 f"lower learning_rate (now {self.settings.learning_rate:g}) or train in precision float32"
             )
         if self.on_progress is not None:
-            self.on_progress(state.global_step, len(self.plan.steps), loss, self.tokens[state.global_step - 1])
+            tokens = logs.get("num_tokens", 0) if self.tokens is None else self.tokens[state.global_step - 1]
+            self.on_progress(state.global_step, self.steps, logs[self.shown], int(tokens))
 
 
 def fit(
     trainer: Trainer,
     plan: Plan,
     examples: Sequence[Example],
-    settings: Training,
-    identity: Sequence[object],
+    settings: RowTraining,
+    fingerprint: str,
     on_progress: OnProgress | None,
 ) -> dict[str, Any]:
-    """Train, going on from a checkpoint of the same training if there is one. Returns metrics.
-
-    `identity` is what, beside the rows, the plan and the settings, makes this training what it is.
-    """
-    folder = Path(trainer.args.output_dir)
-    started = time.monotonic()
-    resumed = _checkpoint(folder, _fingerprint(plan, examples, settings, identity))
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Watch(plan, examples, settings, on_progress))
-    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    done = 0 if resumed is None else int(resumed.name.rpartition("-")[2])
-    seconds = time.monotonic() - started
+    """Train, going on from a checkpoint of the training of this `fingerprint` if there is one. Returns metrics."""
     tokens = _step_tokens(plan, examples)
+    watch = Watch(len(plan.steps), settings, on_progress, tokens=list(accumulate(tokens)))
+    done, seconds = go_on(trainer, watch, fingerprint)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     per_epoch = max(1, len(plan.steps) // settings.epochs)
     return {
         "steps": len(plan.steps),
@@ -239,30 +309,61 @@ def fit(
     }
 
 
+def go_on(trainer: Trainer, watch: Watch, fingerprint: str) -> tuple[int, float]:
+    """Train from the newest checkpoint of this very training, if there is one; the step it was made at, and seconds."""
+    folder = Path(trainer.args.output_dir)
+    started = time.monotonic()
+    resumed = _checkpoint(folder, fingerprint)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(watch)
+    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
+    done = 0 if resumed is None else _number(resumed)
+    return done, time.monotonic() - started
+
+
 def _step_tokens(plan: Plan, examples: Sequence[Example]) -> list[int]:
     """Tokens of every optimizer step, shared ones counted in every trace."""
     return [sum(len(examples[row].ids) for row in plan.step(index)) for index in range(len(plan.steps))]
 
 
-def _fingerprint(plan: Plan, examples: Sequence[Example], settings: Training, identity: Sequence[object]) -> str:
+def fingerprint_of_rows(plan: Plan, examples: Sequence[Example], settings: Training, identity: Sequence[object]) -> str:
+    """Tells this training of packed traces from every other one (`fingerprint_of`)."""
+    return fingerprint_of(plan.steps, settings, identity, ([example.ids, example.labels] for example in examples))
+
+
+def fingerprint_of(plan: Any, settings: Training, identity: Sequence[object], rows: Iterable[Any]) -> str:
+    """Tells this training from every other one.
+
+    `identity` is what, beside the rows, the plan and the settings, makes it what it is.
+    """
     chosen = settings.model_dump(exclude={"checkpoint_seconds", "start"})
-    parts = [plan.steps, chosen, [str(part) for part in identity]]
-    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
-    for example in examples:
-        digest.update(json.dumps([example.ids, example.labels]).encode())
+    digest = hashlib.sha256(json.dumps([plan, chosen, [str(part) for part in identity]], sort_keys=True).encode())
+    for row in rows:
+        digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 
 
 def _checkpoint(folder: Path, fingerprint: str) -> Path | None:
-    """The newest whole checkpoint of this very training; checkpoints of another one are removed."""
+    """The newest whole checkpoint of this very training. Those of another one go; damaged ones are set aside."""
     mark = folder / "training.sha256"
-    if not mark.is_file() or mark.read_text(encoding="utf-8") != fingerprint:
+    if not mark.is_file() or mark.read_text(encoding="utf-8", errors="replace") != fingerprint:
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        mark.write_text(fingerprint, encoding="utf-8")
-    # trainer_state.json is written last: a checkpoint without it was cut short.
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if path.stat().st_size]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        write_atomic(mark, fingerprint)
+    for path in sorted(folder.glob("checkpoint-*"), key=_number, reverse=True):
+        try:
+            problem = damage(path, read_json(path / WHOLE))
+        except (StoreError, AttributeError) as error:  # it was cut short, or its list is no list
+            problem = str(error)
+        if problem is None:
+            return path
+        path.rename(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
+        log.warning("a checkpoint is set aside: %s", problem)
+    return None
+
+
+def _number(checkpoint: Path) -> int:
+    digits = checkpoint.name.rpartition("-")[2]
+    return int(digits) if digits.isdecimal() else -1
 
 
 @contextmanager
@@ -270,20 +371,23 @@ def one_line_errors(settings: Training, out: Path) -> Iterator[None]:
     """Turn running out of memory or disk into a TrainError that says what to do."""
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, MemoryError) and "out of memory" not in text and "can't allocate memory" not in text:
-            raise
-        raise TrainError(
-            f"out of memory in training: lower micro_tokens (now {micro_tokens_of(settings)}) or max_length "
-            f"(now {settings.max_length}), or train with method lora and gradient_checkpointing"
-        ) from error
-    except OSError as error:
-        raise TrainError(f"cannot write {out}: {error.strerror or error}; free some space and run again") from error
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise TrainError(
+                f"out of memory in training: lower micro_tokens (now {micro_tokens_of(settings)}) or max_length "
+                f"(now {settings.max_length}), or train with method lora and gradient_checkpointing"
+            ) from error
+        # The libraries that write weights have errors of their own, which do not always say why.
+        if isinstance(error, OSError) or any(words in str(error) for words in _NOT_WRITTEN):
+            said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+            raise TrainError(f"cannot write {out}: {said}; free some space and run again") from error
+        raise
+
+
+_NOT_WRITTEN = ("os error 28", "No space left", "PytorchStreamWriter failed", "inline_container", "iostream error")
 
 
 def base_identity(base: str | Path) -> str:
-    """Names a base model and, for a local folder, the state of its weights."""
+    """Names a base model and, for a local folder, what is in it."""
     name = resolve_model(base)
-    files = sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else []
-    return name + "".join(f" {file.name}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
+    return f"{name} {fingerprint(Path(name))}" if Path(name).is_dir() else name

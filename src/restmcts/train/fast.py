@@ -126,7 +126,8 @@ def _lora_forward(layer: Any, x: torch.Tensor, *args: Any, **options: Any) -> An
     base, name = layer.get_base_layer(), layer.active_adapters[0]
     device = x.device.type
     casts = torch.is_autocast_enabled(device) and base.weight.dtype != torch.get_autocast_dtype(device)
-    if casts or base.weight.requires_grad or x.dtype != base.weight.dtype or layer.merged:
+    plain = layer.merged or layer.disable_adapters
+    if plain or casts or base.weight.requires_grad or x.dtype != base.weight.dtype:
         return type(layer).forward(layer, x, *args, **options)
     a, b = layer.lora_A[name].weight, layer.lora_B[name].weight
     return _LoraLinear.apply(x, base.weight, base.bias, a, b, layer.scaling[name])

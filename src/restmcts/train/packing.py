@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from restmcts.train.settings import Training
+from restmcts.train.settings import RowTraining
 
 IGNORED = -100
 """the label of a token that is not trained on"""
@@ -52,7 +52,7 @@ class Plan:
         return [row for unit in self.steps[index] for row in unit]
 
 
-def plan_steps(lengths: Sequence[int], questions: Sequence[Hashable], settings: Training, seed: int) -> Plan:
+def plan_steps(lengths: Sequence[int], questions: Sequence[Hashable], settings: RowTraining, seed: int) -> Plan:
     """Steps of nearly `batch_tokens` each, in a new order every epoch.
 
     The traces of a question stay together, since they share tokens; only a question of more than `batch_tokens` is

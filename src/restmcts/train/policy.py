@@ -21,14 +21,18 @@ from restmcts.train.common import (
     OnProgress,
     add_lora,
     base_identity,
+    check_ids,
     device_of,
+    fingerprint_of_rows,
     fit,
+    mark_trained,
     micro_tokens_of,
     on_one_device,
     one_line_errors,
     precision_of,
     prepare,
     save_trained,
+    trained_before,
     training_arguments,
 )
 from restmcts.train.packing import IGNORED, Example, plan_steps
@@ -61,8 +65,13 @@ def train_policy(
         raise TrainError(_nothing(len(rows), settings))
     examples = [example for example, _ in fitting]
     plan = plan_steps([len(example.ids) for example in examples], [question for _, question in fitting], settings, seed)
+    training = fingerprint_of_rows(plan, examples, settings, ("policy", base_identity(base), seed))
+    done = trained_before(out, training)
+    if done is not None:
+        return done
     with one_thread(), one_line_errors(settings, out):
         model = load_causal(base)
+        check_ids(examples, model)
         precision = precision_of(model.dtype, settings, device_of(settings))
         model, blocked = prepare(model, precision)
         if settings.method == "lora":
@@ -78,10 +87,11 @@ def train_policy(
             label_dtype=torch.long,
             blocked=blocked,
         )
-        metrics = fit(trainer, plan, examples, settings, ("policy", base_identity(base), seed), on_progress)
+        metrics = fit(trainer, plan, examples, settings, training, on_progress)
         save_trained(trainer.model, out, precision.stored, tokenizer, prompt, seed)
-    solution = sum(label != IGNORED for example in examples for label in example.labels)
-    return {"rows": len(examples), "rows_too_long": len(rows) - len(examples), "solution_tokens": solution, **metrics}
+        solution = sum(label != IGNORED for example in examples for label in example.labels)
+        facts = {"rows": len(examples), "rows_too_long": len(rows) - len(examples), "solution_tokens": solution}
+        return mark_trained(out, training, facts | metrics)
 
 
 def encode(row: PolicyRow, encoder: Encoder) -> Example:

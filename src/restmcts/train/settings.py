@@ -1,4 +1,4 @@
-"""Settings of the two trainings."""
+"""Settings of the trainings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from restmcts.settings import Settings
 
 
 class Training(Settings):
-    """What both trainings share."""
+    """What all trainings share."""
 
     method: Literal["lora", "full"] = Field(
         default="lora", description="lora: low-rank updates, merged when training ends; full: every weight"
@@ -29,12 +29,6 @@ class Training(Settings):
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the optimizer steps spent warming up")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="AdamW's weight decay")
     max_grad_norm: float = Field(default=1.0, gt=0, description="gradients longer than this are shortened to it")
-    epochs: int = Field(default=3, ge=1, le=1000, description="how often each row is seen")
-    batch_tokens: int = Field(
-        default=2048,
-        ge=16,
-        description="tokens of an optimizer step: all tokens of each trace, whether or not it shares them with others",
-    )
     micro_tokens: int | None = Field(
         default=None,
         ge=16,
@@ -59,7 +53,18 @@ class Training(Settings):
     )
 
 
-class PolicyTraining(Training):
+class RowTraining(Training):
+    """Training on traces, packed (`train.packing`)."""
+
+    epochs: int = Field(default=3, ge=1, le=1000, description="how often each row is seen")
+    batch_tokens: int = Field(
+        default=2048,
+        ge=16,
+        description="tokens of an optimizer step: all tokens of each trace, whether or not it shares them with others",
+    )
+
+
+class PolicyTraining(RowTraining):
     """SFT on correct traces."""
 
     traces_per_question: int | None = Field(default=4, ge=1, description="at most so many traces of one question")
@@ -68,7 +73,7 @@ class PolicyTraining(Training):
     )
 
 
-class ValueTraining(Training):
+class ValueTraining(RowTraining):
     """Regression on the quality value of every labelled step (Eq. 37)."""
 
     loss: Literal["mse", "bce"] = Field(
@@ -82,4 +87,44 @@ class ValueTraining(Training):
     )
     validation: float = Field(
         default=0.0, ge=0, le=0.5, description="share of the questions kept out of training to measure the error on"
+    )
+
+
+class PreferenceTraining(Training):
+    """DPO on pairs (Rafailov et al. 2023): −log σ(β · (log-ratio of the better − log-ratio of the worse))."""
+
+    learning_rate: float = Field(default=2e-5, gt=0, le=1, description="peak learning rate of AdamW")
+    epochs: int = Field(default=1, ge=1, le=1000, description="how often each pair is seen")
+    batch_pairs: int = Field(default=16, ge=1, description="pairs of an optimizer step")
+    beta: float = Field(default=0.1, gt=0, description="β: how strongly the policy is held to what it was before")
+    sft_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the better side's own negative log likelihood, added to the loss; it keeps the better "
+        "side from becoming less likely along with the worse one",
+    )
+    pairs_per_question: int | None = Field(default=4, ge=1, description="at most so many pairs of one question")
+    margin: float = Field(
+        default=0.1, ge=0, le=1, description="least difference between the two sides' values (or scores) for a pair"
+    )
+
+
+class OnlineTraining(Training):
+    """GRPO (Shao et al. 2024): solutions are sampled, graded and learned from, group by group, all the time."""
+
+    learning_rate: float = Field(default=5e-5, gt=0, le=1, description="peak learning rate of AdamW")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        default="constant", description="how the learning rate goes after the warm-up: to zero, or not at all"
+    )
+    steps: int = Field(default=40, ge=1, description="optimizer steps in each round")
+    questions: int = Field(default=8, ge=1, description="questions of one step")
+    samples: int = Field(default=8, ge=2, description="G: solutions sampled of each question, which are compared")
+    temperature: float = Field(default=1.0, gt=0, description="sampling temperature")
+    tokens: int = Field(default=256, ge=1, description="most tokens of a solution")
+    kl: float = Field(default=0.0, ge=0, description="β: weight of the divergence from the policy of before")
+    process_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the process rewards (w of Eq. 2, inferred from the tree that the solutions of a "
+        "question make) beside the outcome; 0: outcome alone",
     )

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
 from datasets import Dataset
 from transformers import Trainer
 
+from restmcts.errors import is_out_of_memory
 from restmcts.models import cores
 from restmcts.train.packing import Example, Plan, pack_step, tensors
+
+log = logging.getLogger("restmcts")
+
+SMALLEST = 64
+"""tokens of a forward pass below which it cannot be made smaller"""
 
 
 class StepTrainer(Trainer):
@@ -49,14 +57,32 @@ class StepTrainer(Trainer):
 
     def _collate(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         [item] = items
-        units = [[self.examples[row] for row in rows] for rows in item["units"]]
+        return {"passes": self._passes(item["units"]), "units": item["units"]}
+
+    def _passes(self, rows_of_units: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+        units = [[self.examples[row] for row in rows] for rows in rows_of_units]
         passes = pack_step(units, limit=self.limit, workers=self.cores, shift=self.shift)
         scale = 1 / sum(sum(packed.targets.values()) for packed in passes)
         options: dict[str, Any] = {"scale": scale, "label_dtype": self.label_dtype, "blocked": self.blocked}
-        return {"passes": [tensors(packed, **options) for packed in passes]}
+        return [tensors(packed, **options) for packed in passes]
 
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        """Gradients of one optimizer step; returns its loss."""
+        """Gradients of one optimizer step; returns its loss. Where memory runs out, in smaller passes from then on."""
+        while True:
+            try:
+                return self._gradients(model, inputs)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or self.limit <= SMALLEST:
+                    raise
+            self.limit = max(self.limit // 2, SMALLEST)
+            log.warning("out of memory: training goes on with micro_tokens = %d", self.limit)
+            model.zero_grad(set_to_none=True)
+            inputs = {**inputs, "passes": self._passes(inputs["units"])}
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _gradients(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
         model.train()
         passes = self._prepare_inputs(inputs)["passes"]
         total = torch.zeros((), device=self.args.device)
@@ -74,7 +100,9 @@ class StepTrainer(Trainer):
             loss = self._loss(model, one)
             return loss.detach(), torch.autograd.grad(loss, trained, allow_unused=True)
 
-        for loss, found in self.pool.map(gradients, passes):  # summed in this order, so that runs repeat
+        running = [self.pool.submit(gradients, one) for one in passes]
+        wait(running)  # also when one has failed: nothing of this step is left at work
+        for loss, found in (future.result() for future in running):  # summed in this order, so that runs repeat
             total += loss
             for parameter, gradient in zip(trained, found, strict=True):
                 if gradient is not None:

@@ -23,14 +23,18 @@ from restmcts.train.common import (
     OnProgress,
     add_lora,
     base_identity,
+    check_ids,
     device_of,
+    fingerprint_of_rows,
     fit,
+    mark_trained,
     micro_tokens_of,
     on_one_device,
     one_line_errors,
     precision_of,
     prepare,
     save_trained,
+    trained_before,
     training_arguments,
 )
 from restmcts.train.packing import IGNORED, Example, plan_steps
@@ -71,8 +75,13 @@ def train_value(
             "search more questions, or raise max_length"
         )
     plan = plan_steps([len(example.ids) for example in examples], questions, settings, seed)
+    training = fingerprint_of_rows(plan, examples, settings, ("value", base_identity(base), seed))
+    done = trained_before(out, training)
+    if done is not None:
+        return done
     with one_thread(), one_line_errors(settings, out):
         model = _load(base)
+        check_ids(examples, model)
         precision = precision_of(model.dtype, settings, device_of(settings))
         model, blocked = prepare(model, precision)
         model.score.float()  # so that the copy peft trains is float32 too
@@ -90,12 +99,12 @@ def train_value(
             label_dtype=torch.float32,
             blocked=blocked,
         )
-        metrics = fit(trainer, plan, examples, settings, ("value", base_identity(base), seed), on_progress)
+        metrics = fit(trainer, plan, examples, settings, training, on_progress)
         model = save_trained(trainer.model, out, precision.stored, tokenizer, prompt, seed)
         if kept_out:
             metrics |= _errors(model, _encode_all(kept_out, encoder, settings)[0])
-    labelled = sum(label != IGNORED for example in examples for label in example.labels)
-    return {"rows": len(trained), "labelled_steps": labelled, **metrics}
+        labelled = sum(label != IGNORED for example in examples for label in example.labels)
+        return mark_trained(out, training, {"rows": len(trained), "labelled_steps": labelled, **metrics})
 
 
 # ---------------------------------------------------------------- rows to inputs

@@ -12,7 +12,6 @@ security policy lets no script, style or picture in but the page's own.
 from __future__ import annotations
 
 import gzip
-import ipaddress
 import secrets
 import socket
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from restmcts.errors import ConfigError, RestmctsError, StoreError
+from restmcts.hosts import host_of, is_local, web_address
 from restmcts.view import page
 from restmcts.view.viewer import Viewer
 
@@ -61,10 +61,7 @@ class ViewServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         host, port = self.server_address[:2]
-        shown = str(host)
-        if shown in ("0.0.0.0", "::"):  # all of this machine's addresses: its name leads to one
-            shown = socket.gethostname()
-        return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/" + (f"{self.token}/" if self.token else "")
+        return web_address(str(host), int(port)) + (f"{self.token}/" if self.token else "")
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that goes away is no error; what else goes wrong is answered with its own status."""
@@ -77,7 +74,7 @@ def open_server(viewer: Viewer, host: str = "127.0.0.1", port: int | None = None
 
     Raises ConfigError when it cannot listen there.
     """
-    token = None if _is_local(host) else secrets.token_urlsafe(16)
+    token = None if is_local(host) else secrets.token_urlsafe(16)
     ports = range(PORT, PORT + _TRIES) if port is None else [port]
     for at in ports:
         try:
@@ -122,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.server.token
         if token is None:
             # Another site's page could reach us by a name of its own that leads here; its Host header tells.
-            return path if _is_local(_host_of(self.headers.get("Host", ""))) else None
+            return path if is_local(host_of(self.headers.get("Host", ""))) else None
         given, slash, rest = path.removeprefix("/").partition("/")
         known = secrets.compare_digest(given.encode(), token.encode())
         return f"/{rest}" if known and slash else None
@@ -164,19 +161,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: the terminal is the user's."""
-
-
-def _host_of(header: str) -> str:
-    """The name in a Host header, without its port."""
-    if header.startswith("["):
-        return header[1:].partition("]")[0]
-    return header.rpartition(":")[0] if header.rpartition(":")[2].isdigit() else header
-
-
-def _is_local(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
