@@ -53,8 +53,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# A file's tests stay together; every process has one core.
 test-quick: $(READY)
-	$(BIN)/python -m pytest -q -m "not model and not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not model and not slow"
 
 test: lint test-quick
 	$(BIN)/python -m pytest -q -m "model or slow"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import engines, main_job, rewards, search_cost, training
+from benchmarks import engines, main_job, rewards, search_cost, serve, training
 from benchmarks.common import Benchmark, machine, table
 from restmcts.errors import RestmctsError
 from restmcts.files import write_json
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "rewards": rewards.run,
     "training": training.run,
     "engines": engines.run,
+    "serve": serve.run,
 }
 
 

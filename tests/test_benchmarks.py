@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import engines, main_job, rewards, search_cost, training
+from benchmarks import engines, main_job, rewards, search_cost, serve, training
 from benchmarks.common import Figure, short, table
 from restmcts.engines import Engines
 from restmcts.engines.scripted import ScriptedPolicy, ScriptedValue
@@ -91,6 +91,22 @@ def test_engines_are_measured_side_by_side(tiny_model_dir: Path, monkeypatch, ca
         "speed-up, transformers over generate one at a time": 3.0,
         "speed-up, transformers over itself one at a time": 3.0,
     }
+
+
+def test_the_server_is_measured_against_drive(tiny_model_dir: Path, monkeypatch, one_thread):
+    pytest.importorskip("uvicorn")
+    monkeypatch.setattr("restmcts.models.embedded_model", lambda: tiny_model_dir)
+    monkeypatch.setattr(engines, "WARM_UP", 2)
+    for name, size in {"REQUESTS": 12, "LATENCY": 0.004, "TOKENS": 20}.items():
+        monkeypatch.setattr(serve, name, size)
+    figures = {figure.name: figure for figure in serve.run()}
+    assert not [name for name, figure in figures.items() if not figure.value > 0]
+    assert {name: figure.aim for name, figure in figures.items() if figure.aim is not None} == {
+        "scripted engines, served ÷ driven": 0.9,
+        "the embedded model, served ÷ driven": 0.9,
+    }
+    for way in ("driven", "served"):
+        assert figures[f"scripted engines, {way}: p50"].value <= figures[f"scripted engines, {way}: p95"].value
 
 
 def test_one_request_at_a_time_asks_for_the_same_in_pieces():

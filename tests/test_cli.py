@@ -102,6 +102,8 @@ def test_search_label_evaluate_on_files(restmcts, problems):
     labels = list(read_jsonl("work/label/labels.jsonl"))
     assert [record["id"] for record in labels] == [tree["id"] for tree in trees]
     assert [len(record["v"]) for record in labels] == [len(tree["parent"]) for tree in trees]
+    said = restmcts("label", "work/search", "--labels", "majority", "--out", "work/majority", "-q")
+    assert "against the known answers, leaf by leaf: trees labelled" in said.out
     again = restmcts("label", "work/search/trees.jsonl", "--out", "work/soft", "--set", "labels.estimate=soft", "-q")
     assert again.code == 0
 
@@ -297,6 +299,12 @@ def test_an_answer_is_needed_to_evaluate_and_not_to_search(restmcts, tmp_path):
     said = restmcts("evaluate", "--policy", "scripted", "--problems", "problems.jsonl", "--out", "measured", "-q")
     assert_one_line(said, "problems.jsonl", "answer")
     assert_one_line(restmcts("label", "found", "--out", "labels", "-q"), "answer")
+    said = restmcts("label", "found", "--labels", "majority", "--out", "labels", "-q")
+    assert said.code == 0
+    assert "reached an answer that counts as right" in said.out
+    assert "known answers" not in said.out  # there are none to compare with
+    assert_one_line(restmcts("label", "found", "--labels", "judge", "--out", "x", "-q"), "oracle or majority")
+    assert_one_line(restmcts("label", "found", "--labels", "nobody", "--out", "x", "-q"), "labels.source = 'nobody'")
 
 
 @pytest.mark.parametrize(

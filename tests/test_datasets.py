@@ -231,12 +231,12 @@ def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str) -> None:
     good = PolicyRow("p", "?", ["a"], [None], None)
     write_rows(path, [good])
     path.write_text(path.read_text(encoding="utf-8") + "\n" + line + "\n", encoding="utf-8")
-    with pytest.raises(StoreError, match=r"rows\.jsonl:3: not a PolicyRow"):
+    with pytest.raises(StoreError, match=r"rows\.jsonl, line 3: "):
         read_rows(path, PolicyRow)
 
 
 def test_rows_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="cannot read rows"):
+    with pytest.raises(StoreError, match="no such file"):
         read_rows(tmp_path / "none.jsonl", PolicyRow)
 
 

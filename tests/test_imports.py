@@ -16,13 +16,39 @@ SOURCE = Path(restmcts.__file__).parent
 
 # A module may import modules of its own layer and of those above it in this list.
 LAYERS = [
-    ["types", "errors", "settings", "seeds"],
-    ["files", "lock", "store", "encoding", "metrics", "tables", "console", "shell"],
+    ["records", "types", "errors", "settings", "seeds"],
+    ["files", "hosts", "lock", "manifest", "store", "encoding", "metrics", "tables", "console", "shell"],
     ["tasks", "search", "rewards", "engines", "models"],
-    ["rows", "worked", "account", "drive", "labels", "datasets", "train"],
-    ["config", "evaluate", "completing", "results", "findings", "report", "view"],
-    ["job", "data", "stages", "loop", "lens"],
-    ["api", "commands", "compare", "cli", "__main__", "__init__"],
+    ["rows", "pairs", "pseudo", "worked", "account", "drive", "labels", "datasets", "train"],
+    [
+        "sections",
+        "config",
+        "evaluate",
+        "completing",
+        "results",
+        "method_tables",
+        "findings",
+        "report",
+        "view",
+        "cards",
+        "hub",
+    ],
+    ["job", "data", "curriculum", "judging", "stages", "pairing", "training", "methods", "loop", "lens", "formats"],
+    [
+        "api",
+        "commands",
+        "compare",
+        "plan",
+        "serve",
+        "preview",
+        "doctor",
+        "completion",
+        "options",
+        "cli_data",
+        "cli",
+        "__main__",
+        "__init__",
+    ],
 ]
 FORBIDDEN = {
     "search": {"engines", "models", "store", "files"},
@@ -32,8 +58,8 @@ FORBIDDEN = {
     "train": {"drive"},
 }
 HEAVY = (
-    "torch transformers peft accelerate datasets vllm ray "
-    "reasoning_gym math_verify sympy pandas pyarrow gguf openai httpx2"
+    "torch transformers trl peft accelerate datasets vllm ray "
+    "reasoning_gym math_verify sympy pandas pyarrow gguf openai httpx2 huggingface_hub starlette uvicorn"
 )
 
 
@@ -111,6 +137,8 @@ def test_the_package_loads_at_once_and_loads_nothing_heavy():
             "cli",
         ],
         ["config"],
+        ["sections", "pairs", "pseudo", "curriculum", "judging", "pairing", "training", "methods", "plan"],
+        ["cards", "hub", "formats", "formats.command", "preview", "doctor", "completion", "cli_data"],
     ],
     ids=" ".join,
 )

@@ -358,7 +358,8 @@ def sampled_tree() -> tuple[Tree, list[bool | None]]:
 
 def test_a_tree_of_samples_becomes_a_pool():
     tree, correct = sampled_tree()
-    made = pool(tree, [None, 0.5, 0.8, 0.6, 0.1, None], correct, get_task("math"))
+    tree.raw_value = [None, 0.5, 0.8, 0.6, 0.1, None]
+    made = pool(tree, correct, get_task("math"))
     assert made is not None
     assert made.key.tolist() == [0, 0, 0, 1, -1], "2 and 2.0 are one answer; the twice drawn counts twice"
     assert made.right.tolist() == [True, True, True, False, False]
@@ -366,7 +367,10 @@ def test_a_tree_of_samples_becomes_a_pool():
     assert made.values["min"].tolist() == [0.5, 0.5, 0.5, 0.1, 0.0]
     assert made.values["mean"].tolist() == pytest.approx([0.65, 0.65, 0.55, 0.1, 0.0])
     assert made.values["product"].tolist() == pytest.approx([0.4, 0.4, 0.3, 0.1, 0.0])
-    assert pool(tree, [None, None, 0.8, 0.6, 0.1, None], correct, get_task("math")) is None
+    tree.method = "mcts_star"
+    assert pool(tree, correct, get_task("math")) is None, "leaves of a search are no independent samples"
+    tree.method, tree.raw_value[1] = "best_of_n", None
+    assert pool(tree, correct, get_task("math")) is None, "a value is missing"
 
 
 def test_the_table_of_verifiers():

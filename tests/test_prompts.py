@@ -18,6 +18,7 @@ class Letters:
 
     name_or_path = "letters"
     chat_template = "yes"
+    all_special_tokens = ()
     eos_token_id = 0
 
     def encode(self, text, add_special_tokens):

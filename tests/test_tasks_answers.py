@@ -308,12 +308,13 @@ def test_same_number_is_symmetric(a, b):
 
 
 def test_tasks_by_name():
-    assert set(TASKS) == {"math", "numeric", "exact", "choice", "scibench", "theoremqa", "countdown", "game24"}
+    names = {"math", "numeric", "exact", "choice", "scibench", "theoremqa", "countdown", "game24", "judge"}
+    assert set(TASKS) == names
     assert get_task("gsm8k") is get_task("GSM_Hard") is TASKS["numeric"]
     for name, task in TASKS.items():
         assert get_task(name) is task
         assert task.name == name
-        assert task.find_answer("Answer: 5") == "5"
+        assert task.find_answer("Score: 5" if name == "judge" else "Answer: 5") == "5"
     assert get_task("numeric").grade("5", "5.0")
     assert not get_task("exact").grade("5", "5.0")
     with pytest.raises(

@@ -20,7 +20,7 @@ from restmcts.models import load_causal, load_token_classifier
 from restmcts.train.common import Precision, add_lora, prepare
 from restmcts.train.packing import IGNORED, Example, Plan, pack, pack_step, plan_steps
 from restmcts.train.policy import PolicyTrainer
-from restmcts.train.settings import Training, ValueTraining
+from restmcts.train.settings import RowTraining, Training, ValueTraining
 from restmcts.train.value import ValueTrainer
 from tests.tiny import tiny_model
 
@@ -42,7 +42,7 @@ def test_a_plan_holds_every_trace_once_per_epoch(
     rows: list[tuple[int, int]], batch: int, epochs: int, seed: int
 ) -> None:
     lengths, questions = [length for length, _ in rows], [question for _, question in rows]
-    settings = Training(batch_tokens=batch, epochs=epochs)
+    settings = RowTraining(batch_tokens=batch, epochs=epochs)
     plan = plan_steps(lengths, questions, settings, seed)
     assert plan == plan_steps(lengths, questions, settings, seed)
     order = [row for index in range(len(plan.steps)) for row in plan.step(index)]
@@ -54,7 +54,7 @@ def test_a_plan_holds_every_trace_once_per_epoch(
 
 def test_steps_are_of_nearly_equal_size() -> None:
     lengths = [40 + (i * 7919) % 80 for i in range(300)]
-    plan = plan_steps(lengths, [i // 3 for i in range(300)], Training(batch_tokens=1500, epochs=2), 0)
+    plan = plan_steps(lengths, [i // 3 for i in range(300)], RowTraining(batch_tokens=1500, epochs=2), 0)
     sizes = [sum(lengths[row] for row in plan.step(index)) for index in range(len(plan.steps))]
     assert len(sizes) == 2 * round(sum(lengths) / 1500)
     assert all(abs(size - 1500) < 400 for size in sizes)
