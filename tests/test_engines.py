@@ -151,6 +151,33 @@ def test_small_cache_changes_nothing(tiny_model_dir: Path, tiny_value_dir: Path)
     assert one.values == pytest.approx(other.values, abs=1e-5)
 
 
+def test_memory_of_the_rows_is_bounded(
+    tiny_model_dir: Path, tiny_value_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows where they are long, and the same results."""
+    largest: list[int] = [0]
+    reserve = Rows._reserve
+
+    def watched(self: Rows, rows: int, tokens: int) -> None:
+        reserve(self, rows, tokens)
+        largest[0] = max(largest[0], self._keys.nbytes + self._values.nbytes)
+
+    monkeypatch.setattr(Rows, "_reserve", watched)
+    long = tuple(Step("1 + 1 = 2 " * 12) for _ in range(3))
+    requests = [propose((*PATH[:1], *long[: i % 4]), n=3, seed=i, temperature=0, max_tokens=40) for i in range(24)]
+    score = Score(PROBLEM, tuple((Step(f"{i} = {i}"), *long) for i in range(40)))
+    replies, values, bytes_taken = [], [], []
+    for rows_mb in (None, 1):
+        settings = EngineSettings(dtype="float32", device="cpu", max_rows=64, rows_mb=rows_mb)
+        largest[0] = 0
+        replies.append(asyncio.run(closing(load_policy(tiny_model_dir, PromptSettings(), settings), *requests)))
+        values.append(asyncio.run(closing(load_value(tiny_value_dir, PromptSettings(), settings), score))[0].values)
+        bytes_taken.append(largest[0])
+    assert all(map(same_draws, *replies))
+    assert values[0] == pytest.approx(values[1], abs=1e-5)
+    assert bytes_taken[1] <= 1 << 20 < bytes_taken[0]
+
+
 def test_prompt_longer_than_the_context_is_an_empty_sample(tiny_model_dir: Path) -> None:
     long = Propose(Problem("l", "1 + " * 2000), (), 2, 1, 0.7, 8)
     (reply,) = asyncio.run(closing(load_policy(tiny_model_dir, PromptSettings(), SETTINGS), long))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -50,6 +49,11 @@ class _Job:
     cached: int = 0
     generated: int = 0
 
+    @property
+    def width(self) -> int:
+        """Tokens of its longest row."""
+        return len(self.chain.ids) + 1 + self.max_tokens
+
 
 @dataclass(slots=True)
 class _Row:
@@ -74,8 +78,10 @@ class TransformersPolicy:
         model.set_attn_implementation(ATTENTION)
         self._model = model
         self._max_rows = settings.max_rows
-        self._prefixes = PrefixModel(model, settings.cache_mb << 20)
-        self._kv = Rows(model)
+        rows_bytes = settings.rows_bytes(model.device.type)
+        self._prefixes = PrefixModel(model, settings.cache_mb << 20, rows_bytes)
+        self._kv = Rows(model, rows_bytes)
+        self._next: _Job | None = None
         self._rows: list[_Row] = []
         self._pieces: dict[int, str] = {}
         self._context = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
@@ -164,18 +170,20 @@ class TransformersPolicy:
 
     def _admit(self) -> None:
         """Start waiting requests: what their prefix lacks in the cache is computed, up to the last token."""
-        room = self._max_rows - len(self._rows)
         jobs: list[_Job] = []
-        while True:
-            # A request wider than the whole engine still runs, alone.
-            most = room if jobs or self._rows else 1 << 30
-            letter = self._mail.take(partial(_fits, room=most))
-            if letter is None:
-                break
-            job = self._job(letter)
+        count, width = len(self._rows), max((row.job.width for row in self._rows), default=0)
+
+        def fits(letter: Letter) -> bool:
+            if self._next is None or self._next.letter is not letter:
+                self._next = self._job(letter)
+            most = min(self._max_rows, self._kv.room(max(width, self._next.width)))
+            return count == 0 or count + self._next.n <= most  # one that is wider than the whole engine runs alone
+
+        while (letter := self._mail.take(fits)) is not None and self._next is not None:
+            job, self._next = self._next, None
             if job.max_tokens > 0:
                 jobs.append(job)
-                room -= job.n
+                count, width = count + job.n, max(width, job.width)
             else:
                 nothing = Sample(Step("", ()), "length", tokens=0)
                 letter.reply(Proposals((nothing,) * job.n, Usage(prompt_tokens=len(job.chain.ids) + 1, requests=1)))
@@ -326,10 +334,6 @@ def inverse_cdf(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     # What rounding leaves beyond the block's end belongs to its last index that weighs something.
     rest = torch.minimum(point - before, torch.nextafter(within[:, -1:], torch.zeros_like(point)))
     return (block * _BLOCK + torch.searchsorted(within, rest, right=True))[:, 0]
-
-
-def _fits(request: Any, room: int) -> bool:
-    return not isinstance(request, Propose) or request.n <= room
 
 
 def _uniform(seed: int, index: int, position: int) -> float:

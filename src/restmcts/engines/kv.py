@@ -8,8 +8,9 @@ when it is generated or first scored, and never again by its descendants.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,8 @@ PREFILL_TOKENS = 1024
 """tokens computed in one go; bounds the time until running rows get their next token"""
 _PADDED, _SMALL = 4, 128
 """how much attention may be padded; of fewer tokens than so many, anything: a further pass costs more"""
-_GROW = 32
+_GROW, _ROWS = 32, 8
+"""tokens and rows by which a slab grows"""
 _PLAIN = 1 << 25
 """attention weights up to which a CPU computes them one by one: three times as fast there as fused attention"""
 
@@ -75,15 +77,19 @@ AttentionMaskInterface.register(ATTENTION, sdpa_mask)
 class Rows(Cache):
     """A slab of sequences for one model; what transformers sees as its cache during `forward`.
 
-    Row i holds `length[i]` tokens. Rows 0 … n−1 are in use; the order of rows has no meaning.
+    Row i holds `length[i]` tokens. Rows 0 … n−1 are in use; the order of rows has no meaning. The slab takes at most
+    `most_bytes` as long as no more rows are opened than there is `room` for.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, most_bytes: int | None = None) -> None:
         super().__init__(layers=[])
         self.model = model
         self.device = model.device
         self.key_shape, self.value_shape, self.layers_count = _probe(model)
         self.length: list[int] = []
+        self._most = most_bytes
+        numbers = self.key_shape[0] * self.key_shape[1] + self.value_shape[0] * self.value_shape[1]
+        self._token_bytes = numbers * self.layers_count * int(model.dtype.itemsize)
         self._keys = self._values = torch.empty(0)
         self._row_capacity = self._token_capacity = 0
         self._at: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
@@ -91,6 +97,12 @@ class Rows(Cache):
 
     def __len__(self) -> int:
         return len(self.length)
+
+    def room(self, width: int) -> int:
+        """How many rows of `width` tokens there may be; at least one."""
+        if self._most is None:
+            return sys.maxsize
+        return max(self._most // (self._token_bytes * _rounded(max(width, 1), _GROW)) // _ROWS * _ROWS, 1)
 
     def append(self, segments: Sequence[Segment] = ()) -> int:
         """Take a new row, filled with `segments`; returns its index."""
@@ -202,9 +214,12 @@ class Rows(Cache):
     def _reserve(self, rows: int, tokens: int) -> None:
         if rows <= self._row_capacity and tokens <= self._token_capacity:
             return
+        rows, tokens = _rounded(max(rows, len(self)), _ROWS), _rounded(max(tokens, *self.length), _GROW)
         old_rows, old_tokens = self._row_capacity, self._token_capacity
-        self._row_capacity = max(old_rows, -(-rows // 8) * 8)
-        self._token_capacity = max(old_tokens, -(-tokens // _GROW) * _GROW)
+        self._row_capacity, self._token_capacity = max(old_rows, rows), max(old_tokens, tokens)
+        if self._row_capacity > self.room(self._token_capacity):  # many rows once, and long ones another time
+            self._row_capacity, self._token_capacity = rows, tokens
+        old_rows, old_tokens = min(old_rows, rows), min(old_tokens, tokens)
         self._keys = self._grown(self._keys, self.key_shape, old_rows, old_tokens)
         self._values = self._grown(self._values, self.value_shape, old_rows, old_tokens)
 
@@ -214,8 +229,12 @@ class Rows(Cache):
         # zeros, not empty: padding may be multiplied by a weight of 0, and 0 · NaN is NaN
         new = torch.zeros(size, dtype=self.model.dtype, device=self.device)
         if rows and tokens:
-            new[:, :rows, :, :tokens] = old
+            new[:, :rows, :, :tokens] = old[:, :rows, :, :tokens]
         return new
+
+
+def _rounded(number: int, to: int) -> int:
+    return -(-number // to) * to
 
 
 def _probe(model: Any) -> tuple[tuple[int, int], tuple[int, int], int]:
@@ -286,10 +305,10 @@ class Chain:
 class PrefixModel:
     """A backbone that computes each segment of a tree once."""
 
-    def __init__(self, model: Any, cache_bytes: int) -> None:
+    def __init__(self, model: Any, cache_bytes: int, rows_bytes: int | None = None) -> None:
         self.cache = PrefixCache(cache_bytes)
         self._model = model
-        self._rows = Rows(model)
+        self._rows = Rows(model, rows_bytes)
         self._most = PREFILL_TOKENS
 
     def forget(self) -> None:
@@ -349,9 +368,17 @@ class PrefixModel:
                 computed[owner[prefix]] += count
         found = {ids: self.cache.longest(ids, wanted[ids].ends[:-1]) for ids in last}
         for batch in _batches([len(ids) - found[ids][1] for ids in last], self._most):
-            self._compute([(wanted[last[i]], *found[last[i]]) for i in batch], states)
+            for part in self._that_fit([last[i] for i in batch]):
+                self._compute([(wanted[ids], *found[ids]) for ids in part], states)
         for ids in last:
             computed[ids] += len(ids) - found[ids][1]
+
+    def _that_fit(self, batch: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
+        """A batch in parts whose keys and values, cached ones included, have room at once."""
+        while batch:
+            count = min(len(batch), self._rows.room(max(map(len, batch))))
+            yield batch[:count]
+            batch = batch[count:]
 
     def _compute(
         self, batch: Sequence[tuple[Chain, list[Segment], int]], states: dict[tuple[int, ...], torch.Tensor]

@@ -59,7 +59,7 @@ class TransformersValue:
         self.busy = Busy()
         model.set_attn_implementation(ATTENTION)
         self._read = read
-        self._prefixes = PrefixModel(model, settings.cache_mb << 20)
+        self._prefixes = PrefixModel(model, settings.cache_mb << 20, settings.rows_bytes(model.device.type))
         self._worker = Worker.of(str(model.device))
         self._mail = Mailbox(self._worker)
         self._since: float | None = None

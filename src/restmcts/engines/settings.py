@@ -29,6 +29,10 @@ class ServerSettings(Settings):
     judge_tokens: int = Field(default=64, ge=1, description="most tokens a judge may write, its thinking included")
 
 
+CPU_ROWS_MB = 2048
+"""There a process that takes too much is killed; on a GPU it is told so, and takes less."""
+
+
 class EngineSettings(Settings):
     """How models are run."""
 
@@ -43,8 +47,20 @@ class EngineSettings(Settings):
     cache_mb: int = Field(
         default=1024, ge=0, description="memory for the prefix cache of each model, MiB; not of vllm on a GPU"
     )
+    rows_mb: int | None = Field(
+        default=None,
+        ge=1,
+        description="memory for keys and values of the sequences at work in each model, MiB; unset: 2048 on a CPU, "
+        "on a GPU what there is; not of vllm",
+    )
     gpu_memory: float = Field(
         default=0.5, gt=0, lt=1, description="vllm on a GPU: its share of the memory; the value model takes of the rest"
     )
     concurrency: int = Field(default=48, ge=1, description="trees open at once")
     server: ServerSettings = Field(default_factory=ServerSettings)
+
+    def rows_bytes(self, device: str) -> int | None:
+        """Most bytes for keys and values of the sequences at work on `device`; None: no limit."""
+        if self.rows_mb is None:
+            return CPU_ROWS_MB << 20 if device == "cpu" else None
+        return self.rows_mb << 20

@@ -160,12 +160,12 @@ class Mailbox:
         self._worker.wake()
         return await letter.future
 
-    def take(self, fits: Callable[[Any], bool] = lambda _: True) -> Letter | None:
+    def take(self, fits: Callable[[Letter], bool] = lambda _: True) -> Letter | None:
         """The oldest request still wanted, if it fits."""
         with self._lock:
             while self._waiting and self._waiting[0].future.cancelled():
                 self._waiting.popleft()
-            if not self._waiting or not fits(self._waiting[0].request):
+            if not self._waiting or not fits(self._waiting[0]):
                 return None
             letter = self._waiting.popleft()
             self.taken.add(letter)
