@@ -175,7 +175,7 @@ def test_writes_that_fail_are_one_line_and_cost_nothing(
 ) -> None:
     total = count_writes(faults, folder, tmp_path / "count")
     assert total > 200
-    for index, first in enumerate(range(1, total, total // 10)):
+    for index, first in enumerate(range(1, total, total // 5)):
         out = tmp_path / f"run-{first}"
         fail_at(first, ERRORS[index % len(ERRORS)], faults, folder, out)
         assert not differences(out, straight, "adder"), first
@@ -185,7 +185,7 @@ def test_writes_that_fail_are_one_line_and_cost_nothing(
 def test_every_write_that_fails(faults: Faults, folder: Path, straight: Path, tmp_path: Path) -> None:
     """`RESTMCTS_EVERY=1` tries every one."""
     total = count_writes(faults, folder, tmp_path / "count")
-    for first in range(1, total, int(os.environ.get("RESTMCTS_EVERY", total // 60))):
+    for first in range(1, total, int(os.environ.get("RESTMCTS_EVERY", total // 20))):
         out = tmp_path / f"run-{first}"
         fail_at(first, ERRORS[first % len(ERRORS)], faults, folder, out)
         assert not differences(out, straight, "adder"), first
