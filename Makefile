@@ -57,8 +57,9 @@ lint: $(READY)
 test-quick: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m "not model and not slow"
 
+# Two at a time: each may hold a model in memory.
 test: lint test-quick
-	$(BIN)/python -m pytest -q -m "model or slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "model or slow"
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks --out benchmarks.json $(ARGS)
