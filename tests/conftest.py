@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from restmcts import cli
+from restmcts.shell import guarded
 from tests.tiny import FAMILIES, tiny_model, tiny_value
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -43,6 +46,29 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_value_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random-weight value model."""
     return tiny_value(tmp_path_factory.mktemp("value"))
+
+
+class Said(NamedTuple):
+    """How a command ended and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def restmcts(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Said]:
+    """Run a command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> Said:
+        capsys.readouterr()
+        code = guarded(cli._dispatch, list(map(str, words)))
+        return Said(code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

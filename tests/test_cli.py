@@ -9,32 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from restmcts import cli
-from restmcts.shell import guarded
 from restmcts.store import RunFolder, read_jsonl
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def restmcts(capsys, tmp_path, monkeypatch):
-    """Run a command line in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> Said:
-        capsys.readouterr()
-        code = guarded(cli._dispatch, list(map(str, words)))
-        return Said(code, *capsys.readouterr())
-
-    return run
+from tests.conftest import Said
 
 
 @pytest.fixture

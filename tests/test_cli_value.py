@@ -9,26 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from restmcts import cli
-from restmcts.shell import guarded
 from restmcts.store import read_jsonl
 from tests.tiny import tiny_prm
 
 Run = Callable[..., tuple[int, str, str]]
 VALUE = ("evaluate", "value", "--value", "scripted", "-q")
-
-
-@pytest.fixture
-def restmcts(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line in an empty folder; its exit code and what it wrote."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = guarded(cli._dispatch, list(map(str, words)))
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

@@ -15,7 +15,8 @@ torch = pytest.importorskip("torch")
 from restmcts import models  # noqa: E402
 from restmcts.encoding import Encoder, PromptSettings, steps_of  # noqa: E402
 from restmcts.engines.generate import draw, inverse_cdf  # noqa: E402
-from restmcts.engines.kv import Chain, PrefixCache, PrefixModel, Rows  # noqa: E402
+from restmcts.engines.kv import Rows  # noqa: E402
+from restmcts.engines.prefixes import Chain, PrefixCache, PrefixModel  # noqa: E402
 from restmcts.engines.settings import EngineSettings  # noqa: E402
 from restmcts.engines.transformers import identify, load_engines, load_policy, load_value  # noqa: E402
 from restmcts.errors import ConfigError, EngineError  # noqa: E402

@@ -10,7 +10,8 @@ import pytest
 from restmcts.account import Account
 from restmcts.engines import Engines
 from restmcts.errors import StoreError
-from restmcts.evaluate import ROWS, TREES, Evaluation, LiveGrader, evaluate, read_rows, spent_on, value_points
+from restmcts.evaluate import ROWS, TREES, Evaluation, evaluate, read_rows, spent_on, value_points
+from restmcts.livegrader import LiveGrader
 from restmcts.search import SearchSettings
 from restmcts.store import read_jsonl
 from restmcts.tasks.grade import Grader

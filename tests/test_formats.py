@@ -18,24 +18,10 @@ from restmcts.formats import EXPORTS, IMPORTS
 from restmcts.formats.common import ExportOptions, ImportOptions, Marked, marked, progress
 from restmcts.formats.stored import trees_and_labels
 from restmcts.rows import PolicyRow, PreferenceRow, ValueRow, read_rows
-from restmcts.shell import guarded
 from restmcts.store import read_jsonl
 from restmcts.worked import wrong_values
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def restmcts(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line in an empty folder; its exit code and what it wrote."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = guarded(cli._dispatch, list(map(str, words)))
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")

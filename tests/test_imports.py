@@ -16,10 +16,10 @@ SOURCE = Path(restmcts.__file__).parent
 
 # A module may import modules of its own layer and of those above it in this list.
 LAYERS = [
-    ["records", "types", "errors", "settings", "seeds"],
+    ["records", "types", "errors", "settings", "seeds", "eventloop"],
     ["files", "hosts", "lock", "manifest", "store", "encoding", "metrics", "tables", "console", "shell"],
     ["tasks", "search", "rewards", "engines", "models"],
-    ["rows", "pairs", "pseudo", "worked", "account", "drive", "labels", "datasets", "train"],
+    ["rows", "pairs", "pseudo", "worked", "account", "drive", "livegrader", "labels", "datasets", "train"],
     [
         "sections",
         "config",

@@ -8,7 +8,8 @@ from pathlib import Path
 from restmcts.account import Account
 from restmcts.datasets import chosen_traces, verify
 from restmcts.engines import Engines
-from restmcts.evaluate import OnTree, Searched, search_all
+from restmcts.evaluate import Searched, search_all
+from restmcts.livegrader import OnTree
 from restmcts.search import Search, SearchSettings
 from restmcts.search.completions import COMPLETING, Traces
 from restmcts.search.nodes import COMPLETION

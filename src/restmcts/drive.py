@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import gc
 import math
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence, Sized
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from restmcts.account import Account, Count
 from restmcts.engines import Engines, TransientError
 from restmcts.errors import ConfigError, EngineError
+from restmcts.eventloop import first_error, rare_collections, run_async
 from restmcts.search import Method, Search, SearchSettings
 from restmcts.seeds import derive_seed
 from restmcts.tasks import Task
@@ -49,8 +48,6 @@ RETRIES = 4
 """how often a request that failed for the moment is asked again"""
 FIRST_PAUSE = 0.25
 """seconds before the first retry; each further pause is twice as long, give or take half"""
-_COLLECT_AFTER = 100
-"""new objects for each open tree between two looks of the garbage collector"""
 
 
 def run(
@@ -140,7 +137,7 @@ class Drive:
 def driving(engines: Engines, *, concurrency: int, account: Account | None = None) -> Iterator[Drive]:
     """A drive, for searches of which about `concurrency` are open at once. The engines stay open."""
     bill = account or Account()
-    with bill.watching(engines), _rare_collections(concurrency):
+    with bill.watching(engines), rare_collections(concurrency):
         yield Drive(engines, bill)
 
 
@@ -167,55 +164,10 @@ def run_errands(
                 for _ in range(concurrency):
                     group.create_task(lane(drive))
         except BaseExceptionGroup as failures:
-            raise _first(failures) from None  # it stopped the others
+            raise first_error(failures) from None  # it stopped the others
 
     with driving(engines, concurrency=concurrency, account=account) as drive:
-        _run(lanes(drive))
-
-
-@contextmanager
-def _rare_collections(trees: int) -> Iterator[None]:
-    """Let the garbage collector look less often: it looks at all open trees, and with thousands of them at little else.
-
-    Nothing here needs it; what falls to it is found a little later.
-    """
-    before = gc.get_threshold()
-    if before[0]:  # else it is switched off
-        gc.set_threshold(max(before[0], _COLLECT_AFTER * trees), *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
-
-
-def _first(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
-
-
-def _run(main: Coroutine[Any, Any, None]) -> None:
-    """`asyncio.run`, also from within a running event loop, as notebooks have one: then in a thread of its own."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        asyncio.run(main)
-        return
-    inside: list[asyncio.Task[Any]] = []
-
-    async def watched() -> None:
-        if (task := asyncio.current_task()) is not None:
-            inside.append(task)
-        await main
-
-    with ThreadPoolExecutor(1, "restmcts-drive") as thread:
-        running = thread.submit(asyncio.run, watched())
-        try:
-            running.result()
-        except KeyboardInterrupt:
-            if not running.done():
-                inside[0].get_loop().call_soon_threadsafe(inside[0].cancel)
-            raise
+        run_async(lanes(drive))
 
 
 class _Ride:

@@ -6,10 +6,8 @@ evaluation that was interrupted goes on where it was, and the value model can be
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from restmcts.datasets import verify
 from restmcts.engines import Engines
 from restmcts.errors import StoreError
 from restmcts.files import numbered_jsonl, set_aside_lines
+from restmcts.livegrader import LiveGrader, OnTree
 from restmcts.metrics import Interval, ValuePoints, value_quality, wilson
 from restmcts.records import typed
 from restmcts.rewards import process_rewards
@@ -31,11 +30,6 @@ from restmcts.tasks.grade import Grader
 from restmcts.types import SCHEMA_VERSION, STAGE_BUDGET, Problem, Tree, Usage
 
 TREES, ROWS = "trees.jsonl", "rows.jsonl"
-_BACKLOG = 4096
-"""trees that may wait to be graded; beyond that the search waits, for they are held in memory"""
-
-OnTree = Callable[[Tree, bool], None]
-"""called with every tree that is ready (stored ones first) and whether its answer is right; from any thread"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,44 +301,6 @@ def spent_on(path: Path) -> Usage:
     """What the trees at `path` cost, those included that took the place of others."""
     records = numbered_jsonl(path, damaged={}) if path.exists() else ()
     return sum((Usage.from_record(record["usage"]) for _, record in records if "usage" in record), Usage())
-
-
-class LiveGrader:
-    """Grades final answers in a thread of its own while the search goes on.
-
-    A symbolic comparison may take seconds; on the event loop it would hold up every open tree.
-    """
-
-    def __init__(self, grader: Grader, on_tree: OnTree | None) -> None:
-        self._grader, self._on_tree = grader, on_tree
-        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grade")
-        self._futures: deque[Future[None]] = deque()
-        self._stopped = threading.Event()
-
-    def __enter__(self) -> LiveGrader:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._stopped.set()
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
-        if kind is None:
-            for future in self._futures:
-                future.result()
-
-    def add(self, tree: Tree, on_tree: OnTree | None = None) -> None:
-        """Have a tree graded, and `on_tree` called, by default the one for all trees."""
-        if (told := on_tree or self._on_tree) is not None:
-            self._futures.append(self._pool.submit(self._grade, tree, told))
-            while self._futures and (self._futures[0].done() or len(self._futures) > _BACKLOG):
-                self._futures.popleft().result()
-
-    def _grade(self, tree: Tree, on_tree: OnTree) -> None:
-        if self._stopped.is_set():
-            return
-        known = tree.problem.answer is not None and tree.final_answer is not None
-        right = known and self._grader.grade_many([(tree.problem, str(tree.final_answer))])[0]
-        on_tree(tree, right)
 
 
 # ---------------------------------------------------------------- rows

@@ -16,7 +16,8 @@ from restmcts.account import Account
 from restmcts.config import RunConfig
 from restmcts.console import Progress
 from restmcts.engines import Engines
-from restmcts.evaluate import TREES, OnTree, spent_on
+from restmcts.evaluate import TREES, spent_on
+from restmcts.livegrader import OnTree
 from restmcts.models import named_style
 from restmcts.results import METRICS
 from restmcts.seeds import derive_seed

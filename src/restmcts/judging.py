@@ -12,6 +12,7 @@ from restmcts.job import Job, OpenOnDemand
 from restmcts.metrics import auc
 from restmcts.pseudo import by_judge, by_majority, one_for_each_answer, quality, searched_leaves
 from restmcts.search import SearchSettings
+from restmcts.sections import JudgeSettings
 from restmcts.store import StageFolder, read_jsonl, write_jsonl
 from restmcts.tasks.judge import judge_problem, mean_score
 from restmcts.types import Problem, Tree
@@ -41,24 +42,11 @@ def judge(job: Job, k: int, folder: Path, questions: Sequence[Problem], policy: 
 
     The judge is `judge.model`, or the policy itself.
     """
-    options = job.config.judge
-    judging = policy if options.model is None else options.model
-    settings = SearchSettings(
-        method="sample",
-        samples=options.votes,
-        temperature=options.temperature,
-        step_tokens=options.line_tokens,
-        max_depth=options.lines,
-    )
+    judging = policy if job.config.judge.model is None else job.config.judge.model
+    settings = _votes(job.config.judge)
 
     def work(stage: StageFolder) -> dict[str, Any]:
-        trees = trees_in_order(folder, questions)
-        asked: dict[str, tuple[Tree, int]] = {}
-        problems = []
-        for tree in trees:
-            for leaf in searched_leaves(tree) if every else one_for_each_answer(tree):
-                problems.append(judge_problem(tree.problem, [step.text for step in tree.path(leaf)], str(leaf)))
-                asked[problems[-1].id] = tree, leaf
+        problems, asked = _questions(trees_in_order(folder, questions), every=every)
         account = job.account(stage)
         scores: dict[str, float | None] = {}
         with OpenOnDemand(lambda: job.tools.load_engines(judging, None, ())) as engines:
@@ -102,6 +90,28 @@ def judge(job: Job, k: int, folder: Path, questions: Sequence[Problem], policy: 
         },
         inputs={"trees": folder, "judge": judging},
     )
+
+
+def _votes(options: JudgeSettings) -> SearchSettings:
+    """A judge's votes are the samples of a search."""
+    return SearchSettings(
+        method="sample",
+        samples=options.votes,
+        temperature=options.temperature,
+        step_tokens=options.line_tokens,
+        max_depth=options.lines,
+    )
+
+
+def _questions(trees: Sequence[Tree], *, every: bool) -> tuple[list[Problem], dict[str, tuple[Tree, int]]]:
+    """What the judge is asked, and by its id which leaf of which tree is meant."""
+    problems: list[Problem] = []
+    asked: dict[str, tuple[Tree, int]] = {}
+    for tree in trees:
+        for leaf in searched_leaves(tree) if every else one_for_each_answer(tree):
+            problems.append(judge_problem(tree.problem, [step.text for step in tree.path(leaf)], str(leaf)))
+            asked[problems[-1].id] = tree, leaf
+    return problems, asked
 
 
 def trees_in_order(folder: Path, questions: Sequence[Problem]) -> list[Tree]:

@@ -16,7 +16,7 @@ from restmcts.compare.plan import Key, Plan, Trial
 from restmcts.engines import Engines
 from restmcts.engines.memory import Memory
 from restmcts.errors import StoreError
-from restmcts.evaluate import LiveGrader
+from restmcts.livegrader import LiveGrader
 from restmcts.store import JsonlWriter, read_jsonl
 from restmcts.tasks.grade import Grader
 from restmcts.types import Tree

@@ -17,7 +17,8 @@ import torch
 from restmcts.encoding import Encoder
 from restmcts.engines import TransientError
 from restmcts.engines.busy import Busy
-from restmcts.engines.kv import ATTENTION, Chain, PrefixModel, Rows
+from restmcts.engines.kv import ATTENTION, Rows
+from restmcts.engines.prefixes import Chain, PrefixModel
 from restmcts.engines.settings import EngineSettings
 from restmcts.engines.worker import Letter, Mailbox, Worker
 from restmcts.errors import EngineError

@@ -68,13 +68,7 @@ def train_online(
     with one_line_errors(settings, out), Grader() as grader, ExitStack() as stack:
         opened = open_policy(base, prompt, settings)
         prompts = [opened.encoder.prompt(problem) for problem in problems]
-        longest = settings.max_length - settings.tokens
-        fitting = [i for i, ids in enumerate(prompts) if len(ids) <= longest]
-        if not fitting:
-            raise TrainError(
-                f"none of {len(problems)} questions leaves room for online.tokens = {settings.tokens} within "
-                f"max_length = {settings.max_length} tokens: raise max_length"
-            )
+        fitting = _fitting(prompts, settings)
         asked = min(settings.questions, len(fitting))
         order = plan_questions(fitting, asked, settings.steps, seed)
         questions = [[problems[i].id, problems[i].question, problems[i].answer] for i in fitting]
@@ -103,18 +97,24 @@ def train_online(
             peft_config=opened.lora,
         )
         metrics = train_with(
-            trainer,
-            opened,
-            settings,
-            settings.steps,
-            training=training,
-            on_progress=on_progress,
-            shown="reward",
+            trainer, opened, settings, settings.steps, training=training, on_progress=on_progress, shown="reward"
         )
         metrics |= _outcome(trainer.state.log_history)
         save_trained(trainer.model, out, opened.precision.stored, opened.tokenizer, prompt, seed)
         facts = {"rows": len(fitting), "rows_too_long": len(problems) - len(fitting)}
         return mark_trained(out, training, facts | metrics)
+
+
+def _fitting(prompts: Sequence[Sequence[int]], settings: OnlineTraining) -> list[int]:
+    """The questions whose prompt leaves room for a solution. Raises TrainError when none does."""
+    longest = settings.max_length - settings.tokens
+    fitting = [i for i, ids in enumerate(prompts) if len(ids) <= longest]
+    if not fitting:
+        raise TrainError(
+            f"none of {len(prompts)} questions leaves room for online.tokens = {settings.tokens} within "
+            f"max_length = {settings.max_length} tokens: raise max_length"
+        )
+    return fitting
 
 
 def _grpo(settings: OnlineTraining, arguments: dict[str, Any]) -> GRPOConfig:

@@ -68,27 +68,12 @@ def train_preference(
         trainer = PairTrainer(
             model=opened.model,
             ref_model=reference,
-            args=DPOConfig(
-                **arguments,
-                num_train_epochs=settings.epochs,
-                beta=settings.beta,
-                loss_type=["sigmoid", "sft"] if settings.sft_weight else ["sigmoid"],
-                loss_weights=[1.0, settings.sft_weight] if settings.sft_weight else None,
-                max_length=None,
-            ),
+            args=_dpo(settings, arguments),
             train_dataset=Dataset.from_list(fitting),
             processing_class=opened.tokenizer,
             peft_config=opened.lora,
         )
-        metrics = train_with(
-            trainer,
-            opened,
-            settings,
-            steps,
-            training=training,
-            on_progress=on_progress,
-            shown="loss",
-        )
+        metrics = train_with(trainer, opened, settings, steps, training=training, on_progress=on_progress, shown="loss")
         logs = trainer.state.log_history
         metrics |= first_and_last(logs, "rewards/accuracies", "accuracy") | first_and_last(
             logs, "rewards/margins", "margin"
@@ -96,6 +81,17 @@ def train_preference(
         save_trained(trainer.model, out, opened.precision.stored, opened.tokenizer, prompt, seed)
         facts = {"rows": len(fitting), "rows_too_long": len(rows) - len(fitting)}
         return mark_trained(out, training, facts | metrics)
+
+
+def _dpo(settings: PreferenceTraining, arguments: dict[str, Any]) -> DPOConfig:
+    return DPOConfig(
+        **arguments,
+        num_train_epochs=settings.epochs,
+        beta=settings.beta,
+        loss_type=["sigmoid", "sft"] if settings.sft_weight else ["sigmoid"],
+        loss_weights=[1.0, settings.sft_weight] if settings.sft_weight else None,
+        max_length=None,
+    )
 
 
 def encode(row: PreferenceRow, encoder: Encoder) -> dict[str, list[int]]:

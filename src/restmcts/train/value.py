@@ -60,11 +60,7 @@ def train_value(
     to train on, the loss is not finite, or memory runs out; FixedModelError when `base` is a public process reward
     model; EngineError when it is no model.
     """
-    if prm_style(base) is not None:
-        raise FixedModelError(
-            f"{str(base)!r} is a public process reward model: it scores and is not trained here; give a language model "
-            "or a value model that restmcts trained"
-        )
+    _check_trainable(base)
     tokenizer = load_tokenizer(base)
     encoder = Encoder(tokenizer, prompt)
     trained, kept_out = _split(rows, settings.validation, seed)
@@ -105,6 +101,14 @@ def train_value(
             metrics |= _errors(model, _encode_all(kept_out, encoder, settings)[0])
         labelled = sum(label != IGNORED for example in examples for label in example.labels)
         return mark_trained(out, training, {"rows": len(trained), "labelled_steps": labelled, **metrics})
+
+
+def _check_trainable(base: str | FilePath) -> None:
+    if prm_style(base) is not None:
+        raise FixedModelError(
+            f"{str(base)!r} is a public process reward model: it scores and is not trained here; give a language model "
+            "or a value model that restmcts trained"
+        )
 
 
 # ---------------------------------------------------------------- rows to inputs
