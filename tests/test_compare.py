@@ -28,10 +28,9 @@ from restmcts.tables import Table
 from restmcts.tasks import get_task
 from restmcts.types import Tree
 from tests.adder import problem
-from tests.test_cli import Said, assert_one_line, restmcts
+from tests.conftest import Said
+from tests.test_cli import assert_one_line
 from tests.test_drive import make
-
-__all__ = ["restmcts"]  # a fixture
 
 PROBLEMS = make(12, terms=4)
 
