@@ -69,14 +69,27 @@ def short(value: float) -> str:
 
 def machine() -> dict[str, Any]:
     """Where the figures were measured."""
-    return {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
+    found = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
 
 
 def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What `work` returns, and the seconds it took."""
+    """What `work` returns, and the seconds it took, until a GPU has done all of it."""
+    _finish()
     begin = time.perf_counter()
     result = work()
+    _finish()
     return result, time.perf_counter() - begin
+
+
+def _finish() -> None:
+    """Wait for what a GPU still has to do."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def alone(work: Callable[..., T], *arguments: Any) -> T:

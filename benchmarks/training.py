@@ -18,12 +18,12 @@ from restmcts.tasks import get_task
 from restmcts.tasks.generate import generate
 from restmcts.worked import worked_policy_rows, worked_value_rows
 
-QUESTIONS = 24
+QUESTIONS, GPU_QUESTIONS = 24, 240
 WRONG_TURNS = 5
 """of each question, beside its right trace: the demo preset trains on six traces of a question"""
 
 AIM = 5.0
-TOKENS_OF_A_PASS = 768
+TOKENS_OF_A_PASS, GPU_TOKENS_OF_A_PASS = 768, 16384
 """of the padded ways; they are no faster with more"""
 
 
@@ -36,7 +36,8 @@ def run() -> list[Figure]:
 
     base = embedded_model()
     encoder = Encoder(load_tokenizer(base), PromptSettings(instruction="Solve step by step."))
-    worked = generate("demo", train=1, heldout=0, worked=QUESTIONS, seed=0).worked
+    questions = QUESTIONS if device() == "cpu" else GPU_QUESTIONS
+    worked = generate("demo", train=1, heldout=0, worked=questions, seed=0).worked
     find_answer = get_task(worked[0].task).find_answer
     rows = worked_value_rows(worked, corruptions=WRONG_TURNS, seed=0, find_answer=find_answer)
     with tempfile.TemporaryDirectory() as folder:
@@ -76,16 +77,24 @@ def _frozen(module: Any) -> bool:
     return not module.weight.requires_grad and module.out_features < 10_000
 
 
+def device() -> str:
+    """Where the models are trained: on a GPU in batches that fill it."""
+    from restmcts.models import pick_device
+
+    return pick_device()
+
+
 def _trainer(folder: Path, kind: str, model: Any, examples: Sequence[Any], questions: Sequence[str]) -> Any:
-    """A trainer as `train_policy` and `train_value` make it, at the demo preset's settings."""
+    """A trainer as `train_policy` and `train_value` make it; on a CPU with the demo preset's sizes."""
     import torch
     from transformers import TrainingArguments
 
     from restmcts.train import common, packing, policy, settings, value
 
-    of_value, of_policy = settings.ValueTraining(batch_tokens=1024), settings.PolicyTraining(batch_tokens=512)
+    sizes = (1024, 512) if device() == "cpu" else (16384, 16384)
+    of_value, of_policy = settings.ValueTraining(batch_tokens=sizes[0]), settings.PolicyTraining(batch_tokens=sizes[1])
     chosen: Any = of_policy if kind == "policy" else of_value
-    precision = common.precision_of(model.dtype, chosen, "cpu")
+    precision = common.precision_of(model.dtype, chosen, device())
     model, blocked = common.prepare(model, precision)
     more = {"task_type": "CAUSAL_LM"} if kind == "policy" else {"task_type": "TOKEN_CLS", "modules_to_save": ["score"]}
     plan = packing.plan_steps([len(example.ids) for example in examples], questions, chosen, 0)
@@ -107,7 +116,8 @@ def _packed(trainer: Any) -> tuple[float, int]:
     """Seconds for the gradients of all steps, and the tokens that were computed."""
     steps = list(trainer.get_train_dataloader())
     model = trainer._wrap_model(trainer.accelerator.prepare_model(trainer.model))
-    trainer.training_step(model, steps[0])  # the first pass of a size prepares kernels
+    for step in steps[:3]:  # the first pass of a size prepares kernels
+        trainer.training_step(model, step)
     seconds = timed(lambda: [trainer.training_step(model, step) for step in steps])[1]
     return seconds, sum(one["inputs"]["input_ids"].numel() for step in steps for one in step["passes"])
 
@@ -119,33 +129,37 @@ def _padded(trainer: Any, examples: Sequence[Any]) -> float:
     from restmcts.train.packing import IGNORED
 
     trainer.model.get_base_model().set_attn_implementation("eager")  # faster than torch's own at these lengths
+    model = trainer.model.to(trainer.args.device)
+    most = TOKENS_OF_A_PASS if trainer.args.device.type == "cpu" else GPU_TOKENS_OF_A_PASS
     waiting = sorted(examples, key=lambda example: len(example.ids))
     batches = []
     while waiting:
         width = len(waiting[-1].ids)
-        rows = [waiting.pop() for _ in range(min(len(waiting), max(1, TOKENS_OF_A_PASS // width)))]
+        rows = [waiting.pop() for _ in range(min(len(waiting), max(1, most // width)))]
         ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
         labels = torch.full((len(rows), width), IGNORED, dtype=trainer.label_dtype)
         for i, row in enumerate(rows):
             n = len(row.ids)
             ids[i, :n], mask[i, :n], labels[i, :n] = torch.tensor(row.ids), 1, torch.tensor(row.labels)
-        batches.append((ids, mask, labels.roll(-1, 1) if trainer.shift else labels))
+        batch = (ids, mask, labels.roll(-1, 1) if trainer.shift else labels)
+        batches.append(tuple(tensor.to(model.device) for tensor in batch))
 
     head = trainer.model.get_output_embeddings() if trainer.shift else None
 
     def gradients(ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> None:
         chosen = labels != IGNORED
         hook = head.register_forward_pre_hook(lambda _, args: (args[0][chosen],)) if head is not None else None
-        with torch.autocast("cpu", torch.bfloat16, enabled=trainer.args.bf16):
-            logits = trainer.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=trainer.args.bf16):
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         if hook is not None:
             hook.remove()
         else:
             logits = logits[chosen]
         learned = labels[chosen]
-        trainer.pass_loss(logits.float(), learned, torch.ones(len(learned))).backward()
+        trainer.pass_loss(logits.float(), learned, torch.ones(len(learned), device=model.device)).backward()
 
-    gradients(*batches[0])
+    for batch in batches[:2]:
+        gradients(*batch)
 
     def work() -> None:
         for batch in batches:
@@ -158,11 +172,13 @@ def _matrix_rate() -> float:
     """Operations a second of bare bfloat16 products at the shapes of a pass, all cores at work."""
     import torch
 
-    x, w = torch.randn(512, 576).bfloat16(), torch.randn(1536, 576).bfloat16()
+    tokens = 512 if device() == "cpu" else 16384
+    x = torch.randn(tokens, 576, device=device()).bfloat16()
+    w = torch.randn(1536, 576, device=device()).bfloat16()
 
     def multiply() -> None:
         for _ in range(100):
             torch.nn.functional.linear(x, w)
 
     multiply()
-    return 100 * 2 * 512 * 576 * 1536 / min(timed(multiply)[1] for _ in range(3))
+    return 100 * 2 * tokens * 576 * 1536 / min(timed(multiply)[1] for _ in range(3))

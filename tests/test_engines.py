@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ torch = pytest.importorskip("torch")
 from restmcts import models  # noqa: E402
 from restmcts.encoding import Encoder, PromptSettings, steps_of  # noqa: E402
 from restmcts.engines.generate import draw, inverse_cdf  # noqa: E402
+from restmcts.engines.graphs import Graphs  # noqa: E402
 from restmcts.engines.kv import Rows  # noqa: E402
 from restmcts.engines.prefixes import Chain, PrefixCache, PrefixModel  # noqa: E402
 from restmcts.engines.settings import EngineSettings  # noqa: E402
@@ -161,7 +163,7 @@ def test_memory_of_the_rows_is_bounded(
 
     def watched(self: Rows, rows: int, tokens: int) -> None:
         reserve(self, rows, tokens)
-        largest[0] = max(largest[0], self._keys.nbytes + self._values.nbytes)
+        largest[0] = max(largest[0], self._slab.nbytes)
 
     monkeypatch.setattr(Rows, "_reserve", watched)
     long = tuple(Step("1 + 1 = 2 " * 12) for _ in range(3))
@@ -177,6 +179,38 @@ def test_memory_of_the_rows_is_bounded(
     assert all(map(same_draws, *replies))
     assert values[0] == pytest.approx(values[1], abs=1e-5)
     assert bytes_taken[1] <= 1 << 20 < bytes_taken[0]
+
+
+@pytest.mark.parametrize("captured", [False, True])
+def test_decoding_steps_that_are_replayed_draw_the_same(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, captured: bool
+) -> None:
+    """Steps of more rows than there are, over a span rounded up, as graphs on a GPU take them; and graphs."""
+    if captured and not torch.cuda.is_available():
+        pytest.skip("no GPU, where decoding steps are captured as graphs")
+    settings = EngineSettings(dtype="float32", device="cuda" if captured else "cpu", max_rows=64)
+    requests = [propose(n=3, seed=i, temperature=0.7, max_tokens=9) for i in range(7)]
+    sizes: list[tuple[int, int]] = []
+    known_step = Graphs.step
+
+    def step(graphs: Graphs, size: tuple[int, int], ids: Sequence[int], positions: Sequence[int]) -> Any:
+        sizes.append(size)
+        if captured:
+            return known_step(graphs, size, ids, positions)
+        padding = [0] * (size[0] - len(ids))
+        ids, positions = torch.tensor([*ids, *padding]), torch.tensor([*positions, *padding])
+        return graphs._decode(ids, positions, size[1])[: -len(padding) or None]
+
+    def replies() -> list[Any]:
+        return asyncio.run(closing(load_policy(tiny_model_dir, PromptSettings(), settings), *requests))
+
+    monkeypatch.setattr(Graphs, "step", step)
+    monkeypatch.setattr(Graphs, "usable", lambda _: False)
+    one_by_one = replies()
+    assert not sizes
+    monkeypatch.setattr(Graphs, "usable", lambda _: True)
+    assert all(map(same_draws, one_by_one, replies()))
+    assert {rows for rows, _ in sizes} >= {8, 32}
 
 
 def test_prompt_longer_than_the_context_is_an_empty_sample(tiny_model_dir: Path) -> None:
@@ -256,7 +290,7 @@ def test_shared_parents_are_computed_once(tiny_model_dir: Path) -> None:
 
 
 def test_prefix_cache_forgets_the_least_recently_used() -> None:
-    segment = (torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4))
+    segment = torch.zeros(2, 1, 1, 2, 4)
     cache = PrefixCache(capacity_bytes=2 * 64)
     for prefix in ((1, 2), (3, 4)):
         cache.put(prefix, segment)

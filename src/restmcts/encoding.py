@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path as FilePath
 from typing import Any
@@ -32,6 +32,8 @@ PLAIN_REPLY = "\nReply:"
 _MARK = "\u2063restmcts\u2063"
 _JOINTS = ("\u2060", " ")
 """what goes into a control token that stands in a text: nothing to be seen; a space where a tokenizer overlooks that"""
+_KEPT_PROMPTS = 2048
+"""prompts whose ids are kept: every step of a search begins with its question's"""
 
 
 class Shot(Settings):
@@ -138,6 +140,7 @@ class Encoder:
             for e in shown_examples(prompt, examples)
         )
         self.delimiter = prompt.delimiter
+        self._prompt_ids = lru_cache(_KEPT_PROMPTS)(self._tokenized)
 
     @cached_property
     def tokenizer_id(self) -> str:
@@ -167,7 +170,11 @@ class Encoder:
 
     def prompt(self, problem: Problem, advice: str | None = None) -> list[int]:
         """The ids before the first step."""
-        return self._ids(self.prompt_text(problem, advice), special=not self.prompt_settings.chat)
+        return list(self._prompt_ids(problem.question, problem.instruction, advice))
+
+    def _tokenized(self, question: str, instruction: str | None, advice: str | None) -> tuple[int, ...]:
+        text = self.prompt_text(Problem("", question, instruction=instruction), advice)
+        return tuple(self._ids(text, special=not self.prompt_settings.chat))
 
     def prompt_text(self, problem: Problem, advice: str | None = None) -> str:
         """The text before the first step, with what the chat template adds."""

@@ -23,13 +23,13 @@ from restmcts.engines.settings import EngineSettings
 from restmcts.engines.worker import Letter, Mailbox, Worker
 from restmcts.errors import EngineError
 from restmcts.models import configured_ends
-from restmcts.seeds import derive_seed
+from restmcts.seeds import Seeds
 from restmcts.types import Critique, Path, Problem, Proposals, Propose, Sample, Step, Usage, Verdict
 
 _LEAST = 1e-38
 """a probability has a logarithm, however small it is"""
 _DRAWN_AT_ONCE = 32
-"""rows whose probabilities are at hand together: few enough to stay in a CPU's cache"""
+"""rows whose probabilities are at hand together: few enough to stay in a CPU's cache; on a GPU all are"""
 _BLOCK = 128
 
 
@@ -66,6 +66,14 @@ class _Row:
     fork: int = 1
     new: list[int] = field(default_factory=list)
     logprob: float = 0.0
+    seeds: Seeds = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seeds = Seeds(self.job.seed, self.job.first + self.index)
+
+    def uniform(self) -> float:
+        """A number in [0, 1) that depends on the sample's identity and the token's position alone."""
+        return self.seeds(len(self.new)) / (1 << 63)
 
 
 class TransformersPolicy:
@@ -243,11 +251,12 @@ class TransformersPolicy:
         It is the argmax at temperature 0, else drawn by inverse CDF at the row's own uniform number.
         """
         drawn: list[tuple[int, float]] = []
-        for start in range(0, len(logits), _DRAWN_AT_ONCE):
-            rows = self._rows[start : start + _DRAWN_AT_ONCE]
+        at_once = _DRAWN_AT_ONCE if logits.device.type == "cpu" else len(logits)
+        for start in range(0, len(logits), at_once):
+            rows = self._rows[start : start + at_once]
             temperatures = [row.job.temperature for row in rows]
-            uniforms = [_uniform(row.job.seed, row.job.first + row.index, len(row.new)) for row in rows]
-            tokens, logprobs = draw(logits[start : start + _DRAWN_AT_ONCE].float(), temperatures, uniforms)
+            uniforms = [row.uniform() if row.job.temperature > 0 else 0.0 for row in rows]
+            tokens, logprobs = draw(logits[start : start + at_once].float(), temperatures, uniforms)
             drawn += zip(tokens.tolist(), logprobs.tolist(), strict=True)
         return drawn
 
@@ -335,8 +344,3 @@ def inverse_cdf(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     # What rounding leaves beyond the block's end belongs to its last index that weighs something.
     rest = torch.minimum(point - before, torch.nextafter(within[:, -1:], torch.zeros_like(point)))
     return (block * _BLOCK + torch.searchsorted(within, rest, right=True))[:, 0]
-
-
-def _uniform(seed: int, index: int, position: int) -> float:
-    """A number in [0, 1) that depends on the sample's identity and the token's position alone."""
-    return derive_seed(seed, index, position) / (1 << 63)

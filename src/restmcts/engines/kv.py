@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
 from transformers.masking_utils import sdpa_mask
 
+from restmcts.engines.graphs import Graphs
 from restmcts.errors import EngineError
 
 ATTENTION = "restmcts_gqa"
 _GROW, _ROWS = 32, 8
-"""tokens and rows by which a slab grows"""
+"""tokens and rows by which a slab grows; on a GPU, where graphs are captured anew for each, in larger steps:"""
+_GPU_GROW, _GPU_ROWS = 256, 64
 _PLAIN = 1 << 25
 """attention weights up to which a CPU computes them one by one: three times as fast there as fused attention"""
 
-Segment = tuple[torch.Tensor, torch.Tensor]
-"""Keys and values of some consecutive tokens, each [layers, heads, tokens, dim]."""
+Segment: TypeAlias = torch.Tensor
+"""Keys and values of some consecutive tokens, [2, layers, heads, tokens, dim]: half the copies of two tensors."""
 
 
 def _gqa_attention(
@@ -76,15 +78,16 @@ class Rows(Cache):
         super().__init__(layers=[])
         self.model = model
         self.device = model.device
-        self.key_shape, self.value_shape, self.layers_count = _probe(model)
+        self.layers_count, self.heads, self._dims = _probe(model)
         self.length: list[int] = []
         self._most = most_bytes
-        numbers = self.key_shape[0] * self.key_shape[1] + self.value_shape[0] * self.value_shape[1]
-        self._token_bytes = numbers * self.layers_count * int(model.dtype.itemsize)
-        self._keys = self._values = torch.empty(0)
+        self._token_bytes = 2 * self.layers_count * self.heads * max(self._dims) * int(model.dtype.itemsize)
+        self._slab = torch.empty(0)
         self._row_capacity = self._token_capacity = 0
+        self._grow, self._grow_rows = (_GROW, _ROWS) if self.device.type == "cpu" else (_GPU_GROW, _GPU_ROWS)
         self._at: tuple[torch.Tensor, torch.Tensor] = (torch.empty(0), torch.empty(0))
         self._span = (0, 0, 0)
+        self._graphs = Graphs(self._decode, self.device)
 
     def __len__(self) -> int:
         return len(self.length)
@@ -93,19 +96,20 @@ class Rows(Cache):
         """How many rows of `width` tokens there may be; at least one."""
         if self._most is None:
             return sys.maxsize
-        return max(self._most // (self._token_bytes * _rounded(max(width, 1), _GROW)) // _ROWS * _ROWS, 1)
+        rows = self._most // (self._token_bytes * _rounded(max(width, 1), self._grow))
+        return max(rows // self._grow_rows * self._grow_rows, 1)
 
     def append(self, segments: Sequence[Segment] = ()) -> int:
         """Take a new row, filled with `segments`; returns its index."""
         row = len(self.length)
         self.length.append(0)
-        self._reserve(row + 1, sum(s[0].shape[2] for s in segments))
-        for keys, values in segments:
+        self._reserve(row + 1, sum(tokens_of(segment) for segment in segments))
+        if len(segments) > 1 and self.device.type != "cpu":  # there, launching a copy costs more than the copy
+            segments = [torch.cat(list(segments), dim=3)]
+        for segment in segments:
             start = self.length[row]
-            stop = start + keys.shape[2]
-            self._keys[:, row, :, start:stop] = keys
-            self._values[:, row, :, start:stop] = values
-            self.length[row] = stop
+            self.length[row] += tokens_of(segment)
+            self._slab[:, :, row, :, start : self.length[row]] = segment
         return row
 
     def fork(self, row: int) -> int:
@@ -113,8 +117,7 @@ class Rows(Cache):
         copy, length = len(self.length), self.length[row]
         self.length.append(length)
         self._reserve(copy + 1, length)
-        self._keys[:, copy, :, :length] = self._keys[:, row, :, :length]
-        self._values[:, copy, :, :length] = self._values[:, row, :, :length]
+        self._slab[:, :, copy, :, :length] = self._slab[:, :, row, :, :length]
         return copy
 
     def release(self, row: int) -> int:
@@ -122,8 +125,7 @@ class Rows(Cache):
         last = len(self.length) - 1
         if row != last:
             length = self.length[last]
-            self._keys[:, row, :, :length] = self._keys[:, last, :, :length]
-            self._values[:, row, :, :length] = self._values[:, last, :, :length]
+            self._slab[:, :, row, :, :length] = self._slab[:, :, last, :, :length]
             self.length[row] = length
         self.length.pop()
         return last
@@ -135,21 +137,68 @@ class Rows(Cache):
     def free(self) -> None:
         """Free all rows and their memory."""
         self.length.clear()
-        self._keys = self._values = torch.empty(0)
+        self._graphs.forget()
+        self._slab = torch.empty(0)
         self._row_capacity = self._token_capacity = 0
 
     def blank(self, row: int) -> None:
         """Forget what a row holds: what is no number would reach others, for 0 times it is no number either."""
-        self._keys[:, row] = 0
-        self._values[:, row] = 0
+        self._slab[:, :, row] = 0
 
     def cut(self, row: int, start: int, stop: int) -> Segment:
         """A copy of tokens start … stop−1 of a row."""
-        return self._keys[:, row, :, start:stop].clone(), self._values[:, row, :, start:stop].clone()
+        return self._slab[:, :, row, :, start:stop].clone()
 
     def forward(self, first: int, new: Sequence[Sequence[int]]) -> torch.Tensor:
         """Append `new[i]` (ids, at least one each) to row first + i; hidden state at each row's last new token."""
-        return self.states(first, new)[torch.arange(len(new)), torch.tensor([len(ids) - 1 for ids in new])]
+        if max(map(len, new)) == 1 and first == 0 and len(new) == len(self):
+            hidden = self._replayed([ids[0] for ids in new])
+            if hidden is not None:
+                return hidden
+        states = self.states(first, new)
+        return states[torch.arange(len(new)), torch.tensor([len(ids) - 1 for ids in new])]
+
+    @torch.inference_mode()
+    def _replayed(self, new: Sequence[int]) -> torch.Tensor | None:
+        """Append one token to every row by a captured step; None where there is none."""
+        size = self._graphs.size(len(new), max(self.length) + 1)
+        if size is None or size[0] > self.room(size[1]):
+            return None
+        self._reserve(*size)
+        hidden = self._graphs.step(size, new, self.length)
+        if hidden is not None:
+            self.length = [length + 1 for length in self.length]
+        return hidden
+
+    def _decode(self, ids: torch.Tensor, positions: torch.Tensor, span: int) -> torch.Tensor:
+        """One token for each of the first len(ids) rows, of tensors on the device alone: hidden states [rows, hidden].
+
+        A row that is not in use computes something at its first position, which nothing reads.
+        """
+        count = len(ids)
+        self._at, self._span = (torch.arange(count, device=self.device), positions), (0, count, span)
+        hidden = torch.arange(span, device=self.device) > positions[:, None]
+        mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
+        out = self._run(ids[None], mask.masked_fill_(hidden, float("-inf"))[:, None, None], positions[None], None)
+        return out[0]
+
+    def _run(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        positions: torch.Tensor,
+        table: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> torch.Tensor:
+        """The model's forward pass over the new tokens of all rows as one sequence: [1, tokens, hidden]."""
+        out = self.model.base_model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=self,
+            use_cache=True,
+            table=table,
+        )
+        return torch.as_tensor(out.last_hidden_state)
 
     @torch.inference_mode()
     def states(self, first: int, new: Sequence[Sequence[int]]) -> torch.Tensor:
@@ -161,8 +210,9 @@ class Rows(Cache):
         if span > self._token_capacity // 2:
             span = self._token_capacity  # whole rows lie in memory one after the other: nothing is copied to multiply
         start = torch.tensor(past)[:, None] + torch.arange(width)
-        hidden = torch.arange(span) > start[:, :, None]
-        mask = torch.zeros(hidden.shape, dtype=self.model.dtype).masked_fill_(hidden, float("-inf"))[:, None]
+        hidden = torch.arange(span, device=self.device) > start[:, :, None].to(self.device)
+        mask = torch.zeros(hidden.shape, dtype=self.model.dtype, device=self.device)
+        mask = mask.masked_fill_(hidden, float("-inf"))[:, None]
         rows = torch.repeat_interleave(torch.tensor(counts))
         column = torch.cat([torch.arange(count) for count in counts])
         positions = start[rows, column]
@@ -173,31 +223,23 @@ class Rows(Cache):
         table = None
         if width > 1:
             table = (there.flatten().to(self.device), (rows * width + column).to(self.device))
-        out = self.model.base_model(
-            input_ids=torch.tensor([[token for ids in new for token in ids]], device=self.device),
-            attention_mask=mask.to(self.device),
-            position_ids=positions[None].to(self.device),
-            past_key_values=self,
-            use_cache=True,
-            table=table,
-        )
+        ids = torch.tensor([[token for ids in new for token in ids]], device=self.device)
+        out = self._run(ids, mask, positions[None].to(self.device), table)
         for i, count in enumerate(counts):
             self.length[first + i] += count
         # what is no token repeats the first one
-        return torch.as_tensor(out.last_hidden_state[0][there.to(self.device)])
+        return out[0][there.to(self.device)]
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Called by each attention layer: write the new keys and values in place, give back the rows' whole span."""
         rows, positions = self._at
-        self._keys[layer_idx][rows, :, positions] = key_states[0].transpose(0, 1)
-        self._values[layer_idx][rows, :, positions] = value_states[0].transpose(0, 1)
         first, count, span = self._span
-        return (
-            self._keys[layer_idx, first : first + count, :, :span],
-            self._values[layer_idx, first : first + count, :, :span],
-        )
+        keys, values = (self._slab[i, layer_idx, ..., :dim] for i, dim in enumerate(self._dims))
+        keys[rows, :, positions] = key_states[0].transpose(0, 1)
+        values[rows, :, positions] = value_states[0].transpose(0, 1)
+        return keys[first : first + count, :, :span], values[first : first + count, :, :span]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
@@ -205,31 +247,34 @@ class Rows(Cache):
     def _reserve(self, rows: int, tokens: int) -> None:
         if rows <= self._row_capacity and tokens <= self._token_capacity:
             return
-        rows, tokens = _rounded(max(rows, len(self)), _ROWS), _rounded(max(tokens, *self.length), _GROW)
+        self._graphs.forget()
+        rows, tokens = _rounded(max(rows, len(self)), self._grow_rows), _rounded(max(tokens, *self.length), self._grow)
         old_rows, old_tokens = self._row_capacity, self._token_capacity
+        if self.device.type != "cpu":
+            rows = max(rows, min(2 * old_rows, self.room(max(tokens, old_tokens))))
         self._row_capacity, self._token_capacity = max(old_rows, rows), max(old_tokens, tokens)
         if self._row_capacity > self.room(self._token_capacity):  # many rows once, and long ones another time
             self._row_capacity, self._token_capacity = rows, tokens
         old_rows, old_tokens = min(old_rows, rows), min(old_tokens, tokens)
-        self._keys = self._grown(self._keys, self.key_shape, old_rows, old_tokens)
-        self._values = self._grown(self._values, self.value_shape, old_rows, old_tokens)
-
-    def _grown(self, old: torch.Tensor, shape: tuple[int, int], rows: int, tokens: int) -> torch.Tensor:
-        heads, dim = shape
-        size = (self.layers_count, self._row_capacity, heads, self._token_capacity, dim)
+        size = (2, self.layers_count, self._row_capacity, self.heads, self._token_capacity, max(self._dims))
         # zeros, not empty: padding may be multiplied by a weight of 0, and 0 · NaN is NaN
         new = torch.zeros(size, dtype=self.model.dtype, device=self.device)
-        if rows and tokens:
-            new[:, :rows, :, :tokens] = old[:, :rows, :, :tokens]
-        return new
+        if old_rows and old_tokens:
+            new[:, :, :old_rows, :, :old_tokens] = self._slab[:, :, :old_rows, :, :old_tokens]
+        self._slab = new
 
 
 def _rounded(number: int, to: int) -> int:
     return -(-number // to) * to
 
 
-def _probe(model: Any) -> tuple[tuple[int, int], tuple[int, int], int]:
-    """(heads, dim) of keys, of values, and the number of layers, read off one forward pass of one token."""
+def tokens_of(segment: Segment) -> int:
+    """How many tokens a segment holds."""
+    return int(segment.shape[3])
+
+
+def _probe(model: Any) -> tuple[int, int, tuple[int, int]]:
+    """Layers, heads, and the sizes of a key and a value, read off one forward pass of one token."""
     with torch.inference_mode():
         out = model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=True)
     shapes = set()
@@ -237,10 +282,10 @@ def _probe(model: Any) -> tuple[tuple[int, int], tuple[int, int], int]:
     for layer in layers:
         keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
         if keys is not None and values is not None and keys.dim() == 4:
-            shapes.add((keys.shape[1], keys.shape[3], values.shape[1], values.shape[3]))
+            shapes.add((keys.shape[1], keys.shape[3], values.shape[3]))
     if len(shapes) != 1:
         raise EngineError(
             f"models of type {model.config.model_type!r} keep no plain key-value cache; use another model or engine"
         )
-    key_heads, key_dim, value_heads, value_dim = shapes.pop()
-    return (key_heads, key_dim), (value_heads, value_dim), len(layers)
+    heads, key_dim, value_dim = shapes.pop()
+    return len(layers), heads, (key_dim, value_dim)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from restmcts.engines.kv import Rows, Segment
+from restmcts.engines.kv import Rows, Segment, tokens_of
 
-PREFILL_TOKENS = 1024
+PREFILL_TOKENS, GPU_PREFILL_TOKENS = 1024, 8192
 """tokens computed in one go; bounds the time until running rows get their next token"""
 _PADDED, _SMALL = 4, 128
 """how much attention may be padded; of fewer tokens than so many, anything: a further pass costs more"""
@@ -49,7 +49,7 @@ class PrefixCache:
         for end in ends:
             prefix = tuple(ids[:end])
             segment = self._segments.get(prefix)
-            if segment is None or segment[0].shape[2] != end - covered:
+            if segment is None or tokens_of(segment) != end - covered:
                 break
             self._segments.move_to_end(prefix)
             found.append(segment)
@@ -58,7 +58,7 @@ class PrefixCache:
 
 
 def _bytes(segment: Segment) -> int:
-    return sum(t.numel() * t.element_size() for t in segment)
+    return int(segment.nbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class PrefixModel:
         self.cache = PrefixCache(cache_bytes)
         self._model = model
         self._rows = Rows(model, rows_bytes)
-        self._most = PREFILL_TOKENS
+        self._most = PREFILL_TOKENS if model.device.type == "cpu" else GPU_PREFILL_TOKENS
 
     def forget(self) -> None:
         """Free all memory."""

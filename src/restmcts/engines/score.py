@@ -19,11 +19,11 @@ from restmcts.engines.worker import Letter, Mailbox, Worker
 from restmcts.errors import EngineError
 from restmcts.types import Path, Problem, Score, Scores, Usage
 
-_FULL_BATCH = 32
+_FULL_BATCH, _GPU_FULL_BATCH = 32, 96
 """waiting requests at which scoring is as urgent as decoding a full batch"""
 _PATIENCE = 1.0
 """seconds after which a single waiting request is"""
-_MOST_REQUESTS = 64
+_MOST_REQUESTS, _GPU_MOST_REQUESTS = 64, 256
 
 
 Read = Callable[[torch.Tensor], torch.Tensor]
@@ -64,7 +64,8 @@ class TransformersValue:
         self._worker = Worker.of(str(model.device))
         self._mail = Mailbox(self._worker)
         self._since: float | None = None
-        self._most = _MOST_REQUESTS
+        on_cpu = model.device.type == "cpu"
+        self._full, self._most = (_FULL_BATCH, _MOST_REQUESTS) if on_cpu else (_GPU_FULL_BATCH, _GPU_MOST_REQUESTS)
         self._worker.add(self)
 
     async def score(self, request: Score) -> Scores:
@@ -90,7 +91,7 @@ class TransformersValue:
             self._since = None
             return 0.0
         self._since = self._since or time.monotonic()
-        return waiting / _FULL_BATCH + (time.monotonic() - self._since) / _PATIENCE
+        return waiting / self._full + (time.monotonic() - self._since) / _PATIENCE
 
     def shrink(self) -> bool:
         """Half the requests at once."""
