@@ -77,6 +77,7 @@ settings_strategy = st.builds(
     step_aggregation=st.sampled_from(["last", "last", "min", "mean", "product"]),
     rollout=st.sampled_from(["greedy", "random"]),
     backup=st.sampled_from(["weighted", "vanilla"]),
+    widening=st.sampled_from([0.0, 0.0, 0.5, 1.0]),
     prune=st.floats(0, 1),
     samples=st.integers(1, 6),
     parallel=st.sampled_from([1, 1, 2, 5]),

@@ -249,3 +249,25 @@ def test_counts_and_ends_of_any_search(settings, seed, failures):
         assert tree.visits[node] == 0 or tree.status[node] != "dead"
     if not failures and whole:
         assert all((tree.raw_value[n] is None) == (n == 0 or tree.status[n] == "dead") for n in range(len(tree)))
+
+
+def test_widening_gives_a_node_more_children_as_it_is_visited():
+    """b·N^w with b = 1 and w = 1: every visit but the first, which had its child, entitles the root to another one."""
+    book = Book(
+        {"": [["a"], ["b"], ["Answer: 7"]], "a": [["a1"]]},
+        {"a": 0.6, "b": 0.5, "a1": 0.4, "Answer: 7": 0.9},
+    )
+    tree = search(book, iterations=4, branch=1, rollout_steps=0, widening=1.0)
+    assert expanded_at(book, 1) == ["", "a", "", ""]
+    assert tree.text == ["", "a", "a1", "b", "Answer: 7"]
+    assert tree.visits[0] == 4
+
+
+def test_widening_goes_on_where_nothing_is_left_and_greedy_steps_would_not():
+    ends = {"": [["Answer: 7", "Answer: 8"], ["Answer: 9"], ["Answer: 7"]]}
+    values = {"Answer: 7": 0.6, "Answer: 8": 0.7, "Answer: 9": 0.5}
+    wide = search(Book(ends, values), iterations=3, rollout_steps=0, widening=0.5)
+    assert [wide.text[n] for n in wide.finished()] == ["Answer: 7", "Answer: 8", "Answer: 9"]
+    assert (wide.copies[1], wide.stop) == (2, "iterations")
+    greedy = search(Book(ends, values), iterations=3, rollout_steps=0, widening=0.5, temperature=0.0)
+    assert (len(greedy), greedy.stop) == (3, "exhausted")

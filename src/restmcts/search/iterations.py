@@ -58,6 +58,10 @@ class Iterations(ABC):
     def preference(self, child: int) -> tuple[bool, float]:
         """What an open child is selected by; the greatest is."""
 
+    def due(self, node: int) -> bool:
+        """Whether a node that was expanded is to be expanded once more."""
+        return False
+
     @abstractmethod
     def score(self, made: Sequence[int]) -> Phase[bool]:
         """Ask V what it is asked of new nodes; whether it could be asked."""
@@ -128,9 +132,9 @@ class Iterations(ABC):
         ways = [0]
         while ways:
             node = ways.pop()
+            if node not in self.growing and (not self.expanded[node] or self.due(node)):
+                return node
             if not self.expanded[node]:
-                if node not in self.growing:
-                    return node
                 continue
             # The best lies on top; the others are for when all below it is being expanded.
             best_first = sorted(self.open_children(node), key=self.preference, reverse=True)

@@ -5,6 +5,7 @@ best child out greedily, and backs the values up to the root. Departures from th
 
 - only an answer finishes a node; finished and dead branches are closed and never selected again;
 - the steps of a rollout are nodes of the tree, so nothing that was generated is lost;
+- with `widening`, a node gets further next steps as it is visited more often, so that no budget is bound to b of them;
 - what V said (`raw_value`) is kept apart from what search backed up (`value`), and a node V could not score has none.
 
 Each part can be taken away by a setting: `self_critic`, `rollout_steps: 0`, `rollout: random`, `backup: vanilla`.
@@ -77,13 +78,35 @@ class _MctsStar(Iterations):
         return STATE_THE_ANSWER if reply.solved else reply.advice
 
     def expand(self, leaf: int, advice: str | None, iteration: int) -> Phase[int | None]:
-        """b next steps, scored by V; returns the best open child, those an earlier rollout left included."""
-        made = yield from self.grow(leaf, self.settings.branch, advice, "expand", iteration)
+        """b next steps, scored by V, or fewer where there are some; returns the best open child not visited yet.
+
+        Those that an earlier rollout left are among them.
+        """
+        count = min(max(self.lacking(leaf), 1), self.settings.branch) if self.expanded[leaf] else self.settings.branch
+        made = yield from self.grow(leaf, count, advice, "expand", iteration)
         if not made:
             return None
         self.expanded[leaf] = True
-        self.close(leaf)
-        return max(self.open_children(leaf), key=self.value, default=None)
+        if not self.widens:
+            self.close(leaf)
+        children = self.open_children(leaf)
+        new = [child for child in children if not self.tree.visits[child]]
+        return max(new or children, key=self.value, default=None)
+
+    @property
+    def widens(self) -> bool:
+        """Whether nodes get further next steps: greedy ones would be the same again."""
+        return self.settings.widening > 0 and self.settings.temperature > 0
+
+    def due(self, node: int) -> bool:
+        """Whether its visits entitle a node to further next steps, or nothing else is left to do below it."""
+        return self.widens and (self.lacking(node) > 0 or not self.open_children(node))
+
+    def lacking(self, node: int) -> int:
+        """How many samples a node has fewer than b·N^w (Coulom 2007; Chaslot et al. 2008)."""
+        samples = sum(self.tree.copies[child] for child in self.tree.children(node))
+        entitled = float(self.settings.branch * self.tree.visits[node] ** self.settings.widening)
+        return math.ceil(entitled) - samples
 
     def simulate(self, child: int, iteration: int) -> Phase[None]:
         """Rollout from n' for m steps: v_n' ← α·v_n' + (1−α)·v_max, N_n' ← N_n' + 1.
