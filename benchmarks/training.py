@@ -18,7 +18,7 @@ from restmcts.tasks import get_task
 from restmcts.tasks.generate import generate
 from restmcts.worked import worked_policy_rows, worked_value_rows
 
-QUESTIONS, GPU_QUESTIONS = 24, 240
+QUESTIONS, GPU_QUESTIONS = 24, 480
 WRONG_TURNS = 5
 """of each question, beside its right trace: the demo preset trains on six traces of a question"""
 
@@ -91,7 +91,7 @@ def _trainer(folder: Path, kind: str, model: Any, examples: Sequence[Any], quest
 
     from restmcts.train import common, packing, policy, settings, value
 
-    sizes = (1024, 512) if device() == "cpu" else (16384, 16384)
+    sizes = (1024, 512) if device() == "cpu" else (65536, 16384)
     of_value, of_policy = settings.ValueTraining(batch_tokens=sizes[0]), settings.PolicyTraining(batch_tokens=sizes[1])
     chosen: Any = of_policy if kind == "policy" else of_value
     precision = common.precision_of(model.dtype, chosen, device())

@@ -42,6 +42,7 @@ class Graphs:
         self._device = device
         self._captured: dict[tuple[int, int], _Captured] = {}
         self._pool: Any = None
+        self._stream: Any = None
         self._refused = False
 
     def usable(self) -> bool:
@@ -80,9 +81,9 @@ class Graphs:
         try:
             # Not torch.cuda.graph: it collects garbage each time, of all open trees.
             graph = torch.cuda.CUDAGraph()
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            self._stream = self._stream or torch.cuda.Stream()
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 self._decode(there[0], there[1], span)  # what is prepared on first use must not be captured
                 torch.cuda.synchronize()
                 graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -90,7 +91,7 @@ class Graphs:
                     hidden = self._decode(there[0], there[1], span)
                 finally:
                     graph.capture_end()
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self._stream)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
