@@ -269,7 +269,7 @@ def test_a_request_is_cut_to_fewer_samples_before_shorter_ones():
         return "a step of six words only"  # 7 tokens with its delimiter
 
     value = ScriptedValue(lambda problem, path: 0.5)
-    options: dict[str, Any] = {"branch": 3, "step_tokens": 8, "rollout_steps": 0, "budget_tokens": 44}
+    options: dict[str, Any] = {"branch": 3, "widening": 0, "step_tokens": 8, "rollout_steps": 0, "budget_tokens": 44}
     (tree,) = search(make(1), Engines(ScriptedPolicy(script), value), **options)
     # 44 − 3·7 = 23 < 3·8: two samples; 23 − 2·7 = 9: one; 2 are left for a step of 7, which is cut and dropped.
     assert list(asked.values()) == [(3, 8), (2, 8), (1, 8), (1, 2)]

@@ -393,7 +393,7 @@ def test_the_posterior_is_decided_when_too_little_was_not_found(second, stop):
     book = Book(
         {"": [[answer(7, 0.5), answer(8, second), rest]], "c": [[""]]}, {"Answer: 7": 0.9, "Answer: 8": 0.4, "c": 0.5}
     )
-    settings = SearchSettings(iterations=9, rollout_steps=0, stop_decided=True, threshold=2)
+    settings = SearchSettings(widening=0, iterations=9, rollout_steps=0, stop_decided=True, threshold=2)
     tree = play(SEARCHES["mcts_star"](PROBLEM, settings, 1, TASK), book)
     assert (tree.final_answer, tree.stop) == ("7", stop)
 
@@ -420,7 +420,7 @@ def test_with_advice_nothing_is_known_of_what_was_not_found():
             {"Answer: 7": 0.9, **dict.fromkeys("cde", 0.5)},
         )
         settings = SearchSettings(
-            iterations=3, branch=2, rollout_steps=0, stop_decided=True, threshold=2, self_critic=critic
+            widening=0, iterations=3, branch=2, rollout_steps=0, stop_decided=True, threshold=2, self_critic=critic
         )
         assert play(SEARCHES["mcts_star"](PROBLEM, settings, 1, TASK), book).stop == stop
 
@@ -438,7 +438,14 @@ def test_iterations_in_flight_go_apart(parallel, last):
         {"a": 0.6, "b": 0.5, "a1": 0.6, "a2": 0.58, "b1": 0.5, "b2": 0.4},
     )
     settings = SearchSettings(
-        branch=2, rollout_steps=0, exploration=0, iterations=5, parallel=parallel, threshold=2, answer_rule="best"
+        widening=0,
+        branch=2,
+        rollout_steps=0,
+        exploration=0,
+        iterations=5,
+        parallel=parallel,
+        threshold=2,
+        answer_rule="best",
     )
     tree = play(SEARCHES["mcts_star"](PROBLEM, settings, 5, TASK), book)
     assert [path_text(request.path) for request in book.asked(Propose)] == ["", "b", "a", "a / a2", last]

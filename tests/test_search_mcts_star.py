@@ -16,7 +16,13 @@ from tests.test_search import Noise, settings_strategy
 
 
 def search(book: Book, **settings: object) -> Tree:
-    defaults: dict[str, object] = {"branch": 2, "rollout_steps": 1, "exploration": 1.0, "threshold": 2.0}
+    defaults: dict[str, object] = {
+        "branch": 2,
+        "widening": 0.0,
+        "rollout_steps": 1,
+        "exploration": 1.0,
+        "threshold": 2.0,
+    }
     return play(mcts_star(PROBLEM, SearchSettings(**(defaults | settings)), 5, TASK), book)
 
 

@@ -379,7 +379,7 @@ def test_vanilla_back_up_by_hand():
         },
         {"a": 0.6, "b": 0.5, "a1": 0.8, "b1": 0.4, "b2": 0.55, "Answer: 7": 0.3, "a2": 0.9, "Answer: 8": 0.95},
     )
-    tree = search("mcts_star", book, iterations=3, rollout_steps=1, backup="vanilla")
+    tree = search("mcts_star", book, iterations=3, widening=0, rollout_steps=1, backup="vanilla")
     # 0.7, then 0.55, then 0.925; a had 0.7 from its own rollout before that.
     assert tree.value[:3] == pytest.approx([(0.7 + 0.55 + 0.925) / 3, (0.7 + 0.925) / 2, 0.55])
     assert tree.visits[:3] == [3, 2, 1]

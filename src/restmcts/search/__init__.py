@@ -50,8 +50,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mcts_star_no_rollout": {"method": "mcts_star", "rollout_steps": 0},
     "mcts_star_random_rollout": {"method": "mcts_star", "rollout": "random"},
     "mcts_star_vanilla_backup": {"method": "mcts_star", "backup": "vanilla"},
-    # … and with more of them as a node is visited
-    "mcts_star_wide": {"method": "mcts_star", "widening": 0.5},
+    "mcts_star_no_widening": {"method": "mcts_star", "widening": 0.0},
 }
 """methods under the names that studies use: settings that make of a method what the name says"""
 

@@ -44,11 +44,11 @@ class SearchSettings(Settings):
     alpha: float = Field(default=0.5, ge=0, le=1, description="α: weight of the node's own value against the rollout's")
     exploration: float = Field(default=0.5, ge=0, description="ε of the selection formula, c_puct of mcts")
     widening: float = Field(
-        default=0.0,
+        default=0.5,
         ge=0,
         le=1,
-        description="w: a node of mcts_star that was visited N times gets up to b·N^w next steps, not all of them when "
-        "it is first expanded (progressive widening); 0: b",
+        description="w: a node of mcts_star that was visited N times gets b·N^w next steps (progressive widening); 0: "
+        "b, as the paper has it, so that small trees are soon exhausted",
     )
     backup: Literal["weighted", "vanilla"] = Field(
         default="weighted",
