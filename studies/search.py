@@ -41,7 +41,10 @@ VALUE_SAMPLES = 16
 """solutions of each question that the value model learns from"""
 ARMS: dict[str, dict[str, Any]] = {
     "mcts_star": {},
+    "no_widening": {"widening": 0.0},
+    "widening_1": {"widening": 1.0},
     "no_rollout": {"rollout_steps": 0},
+    "greedy_rollout": {"rollout_temperature": 0.0},
     "random_rollout": {"rollout": "random"},
     "vanilla_backup": {"backup": "vanilla"},
     "critic": {"self_critic": True},
@@ -131,9 +134,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--questions", type=int, default=100, help="held-out questions")
+    parser.add_argument("--most", type=int, default=BUDGETS[-1], help="largest budget, in solutions")
     asked = parser.parse_args()
     if asked.seed is not None:
-        run(asked.out, asked.seed, dataclasses.replace(Sizes(), heldout=asked.questions))
+        budgets = tuple(budget for budget in BUDGETS if budget <= asked.most)
+        run(asked.out, asked.seed, dataclasses.replace(Sizes(), heldout=asked.questions), budgets)
     if asked.report:
         report(asked.out, Console(width=220))
 
