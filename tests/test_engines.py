@@ -154,6 +154,22 @@ def test_small_cache_changes_nothing(tiny_model_dir: Path, tiny_value_dir: Path)
     assert one.values == pytest.approx(other.values, abs=1e-5)
 
 
+def test_steps_of_a_path_that_are_known_are_scored_again_together(tiny_value_dir: Path) -> None:
+    """Each continues the one before, and the keys and values of all are cached."""
+    path = steps_of("3 + 4 = 7\n7 - 2 = 5\n5 = 5\n5 + 0 = 5")
+    score = Score(PROBLEM, tuple(path[:n] for n in range(1, 5)))
+
+    async def twice() -> tuple[Any, Any]:
+        value = load_value(tiny_value_dir, PromptSettings(), SETTINGS)
+        try:
+            return await value.score(score), await value.score(score)
+        finally:
+            await value.close()
+
+    once, again = asyncio.run(twice())
+    assert again.values == pytest.approx(once.values, abs=1e-5)
+
+
 def test_memory_of_the_rows_is_bounded(
     tiny_model_dir: Path, tiny_value_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,9 +100,10 @@ class PrefixModel:
         wanted = {tuple(chain.ids): chain for chain in chains}
         states: dict[tuple[int, ...], torch.Tensor] = {}
         computed: Counter[tuple[int, ...]] = Counter()
-        self._extend(wanted, states, computed)
-        # What had been cached before was not computed on the way, and its states are not kept: its last segment is.
-        self._extend({ids: chain for ids, chain in wanted.items() if ids not in states}, states, computed)
+        # What had been cached before is not computed on the way, and its states are not kept: its last segment is
+        # computed after what continues it.
+        while missing := {ids: chain for ids, chain in wanted.items() if ids not in states}:
+            self._extend(missing, states, computed)
         counts = [computed.pop(tuple(chain.ids), 0) for chain in chains]
         return torch.stack([states[tuple(chain.ids)] for chain in chains]), counts
 
