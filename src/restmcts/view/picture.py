@@ -88,4 +88,6 @@ def _numbers(tree: Tree, labels: TreeLabels | None, node: int) -> str:
         ("N", tree.visits[node]),
         ("v", None if labels is None else labels.v[node]),
     )
-    return " · ".join(f"{name} {value:.2f}" if name != "N" else f"N {value}" for name, value in found if value is not None)
+    return " · ".join(
+        f"{name} {value}" if name == "N" else f"{name} {value:.2f}" for name, value in found if value is not None
+    )
