@@ -132,7 +132,7 @@ def test_the_tutorial_runs(tmp_path, monkeypatch, capsys):
     for name in (
         "label/policy_rows.jsonl",
         "label-soft/value_rows.jsonl",
-        "evaluate/manifest.json",
+        "evaluate/search/manifest.json",
         "compare/compare.md",
     ):
         assert (tmp_path / "first" / name).stat().st_size > 0
