@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -155,6 +157,46 @@ def test_a_tracker_that_fails_later_is_a_warning(
     monkeypatch.setattr(reports, "_send", fail)
     reports.send(1, {"search/solved": 1})
     assert "did not reach tensorboard: gone" in caplog.text
+
+
+def test_the_stages_of_a_run_are_one_run_in_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """With stand-ins for the library and for transformers' callback to it."""
+    pytest.importorskip("transformers")
+    from restmcts.train import reporting
+
+    said: list[Any] = []
+
+    class Library(ModuleType):
+        run: Any = None
+
+        def init(self, **given: Any) -> Any:
+            self.run = SimpleNamespace(id=given["id"] or "new")
+            said.append((given["project"], given["name"], given["id"]))
+            return self.run
+
+        def finish(self) -> None:
+            self.run = None
+
+    class Callback:
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any) -> None:
+            said.append((state.global_step, logs, args.to_dict()["search.iterations"]))
+
+        def on_train_end(self, *_: Any) -> None: ...
+
+    library = Library("wandb")
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    monkeypatch.setattr(reporting, "get_reporting_integration_callbacks", lambda names: [Callback])
+    monkeypatch.delenv("WANDB_PROJECT", raising=False)
+    reports = reporting.StageReports(Tracking(("wandb",), "mine", tmp_path), {"search": {"iterations": 4}})
+    reports.send(2, {"search/solved": 3})
+    assert said == [
+        ("restmcts", "mine", None),
+        (0, {}, "4"),
+        ("restmcts", "mine", "new"),
+        (2, {"search/solved": 3}, "4"),
+    ]
+    assert library.run is None
+    assert "WANDB_PROJECT" not in os.environ
 
 
 def small(kind: str) -> tuple[Any, Any]:

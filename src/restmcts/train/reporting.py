@@ -56,6 +56,7 @@ class StageReports:
         self.tracking = tracking
         self._settings = dict(flat(settings))
         self._same: dict[str, str] = {}
+        self._wandb: str | None = None
         try:
             self._send(0, {})
         except Exception as error:  # each library has its own
@@ -76,18 +77,24 @@ class StageReports:
         arguments.told = self._settings
         state, control = TrainerState(global_step=step), TrainerControl()
         with opened(self.tracking, **self._same):
+            self._go_on_in_wandb()
             for make in get_reporting_integration_callbacks(list(self.tracking.to)):
                 callback = make()
                 callback.on_log(arguments, state, control, logs=dict(numbers))
                 self._remember()
                 callback.on_train_end(arguments, state, control)
 
+    def _go_on_in_wandb(self) -> None:
+        """Open the run that the callback will find: it can only begin new ones."""
+        if "wandb" in self.tracking.to:
+            import wandb
+
+            project = os.environ["WANDB_PROJECT"]
+            self._wandb = wandb.init(project=project, name=self.tracking.name, id=self._wandb, resume="allow").id
+
     def _remember(self) -> None:
-        """Keep the names by which wandb and MLflow go on with a run that was ended."""
-        wandb, mlflow = sys.modules.get("wandb"), sys.modules.get("mlflow")
-        if wandb is not None and wandb.run is not None:
-            self._same |= {"WANDB_RUN_ID": wandb.run.id, "WANDB_RESUME": "allow"}
-        if mlflow is not None and (run := mlflow.active_run()) is not None:
+        """Keep the name by which MLflow goes on with a run that was ended."""
+        if "mlflow" in self.tracking.to and (run := sys.modules["mlflow"].active_run()) is not None:
             self._same["MLFLOW_RUN_ID"] = run.info.run_id
 
 
