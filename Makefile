@@ -3,6 +3,7 @@
 # make test-quick  the tests that need no model and build nothing
 # make bench       what the parts cost, as a table and in benchmarks.json (ARGS="search_cost" for one alone)
 # make lint        ruff and mypy
+# make docs        the documentation as a site, in site/
 # make wheel       build the wheel into dist/
 # make clean       remove the virtual environment and build outputs; runs stay
 # Override: PYTHON=python3.12, OUT=runs/other, ARGS="--seed 1", VENV=elsewhere; at set-up VLLM=1 brings vLLM for CPUs,
@@ -20,10 +21,10 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv run test bench lint test-quick wheel clean
+.PHONY: help venv run test bench lint test-quick docs wheel clean
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -8
+	@sed -n 's/^# \{0,1\}//p' Makefile | head -10
 
 venv: $(READY)
 
@@ -70,9 +71,12 @@ test: lint test-quick
 bench: $(READY)
 	$(BIN)/python -m benchmarks --out benchmarks.json $(ARGS)
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 wheel: $(READY)
 	rm -rf build # what is left of an earlier build would be packed too
 	$(BIN)/python -m build --wheel
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site .mypy_cache .pytest_cache .ruff_cache

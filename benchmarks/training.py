@@ -16,6 +16,7 @@ from benchmarks.common import Figure, timed
 from restmcts.encoding import Encoder, PromptSettings
 from restmcts.tasks import get_task
 from restmcts.tasks.generate import generate
+from restmcts.trackers import Tracking
 from restmcts.worked import worked_policy_rows, worked_value_rows
 
 QUESTIONS, GPU_QUESTIONS = 24, 480
@@ -101,7 +102,7 @@ def _trainer(folder: Path, kind: str, model: Any, examples: Sequence[Any], quest
     plan = packing.Plan(plan.steps[: len(plan.steps) // chosen.epochs])
     options: dict[str, Any] = {
         "model": common.add_lora(model, chosen, 0, **more),
-        "args": TrainingArguments(**common.training_arguments(chosen, plan, folder, 0, precision.mixed)),
+        "args": TrainingArguments(**common.training_arguments(chosen, plan, folder, 0, precision.mixed, Tracking())),
         "examples": examples,
         "plan": plan,
         "limit": common.micro_tokens_of(chosen),

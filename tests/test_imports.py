@@ -17,7 +17,7 @@ SOURCE = Path(restmcts.__file__).parent
 # A module may import modules of its own layer and of those above it in this list.
 LAYERS = [
     ["records", "types", "errors", "settings", "seeds", "eventloop"],
-    ["files", "hosts", "lock", "manifest", "store", "encoding", "metrics", "tables", "console", "shell"],
+    ["files", "hosts", "lock", "manifest", "store", "encoding", "metrics", "tables", "console", "shell", "trackers"],
     ["tasks", "search", "rewards", "engines", "models"],
     ["rows", "pairs", "pseudo", "worked", "account", "drive", "livegrader", "labels", "datasets", "train"],
     [
@@ -59,7 +59,7 @@ FORBIDDEN = {
 }
 HEAVY = (
     "torch transformers trl peft accelerate datasets vllm ray "
-    "reasoning_gym math_verify sympy pandas pyarrow gguf openai httpx2 huggingface_hub starlette uvicorn"
+    "reasoning_gym math_verify sympy pandas pyarrow gguf openai httpx2 huggingface_hub starlette uvicorn tensorboard"
 )
 
 

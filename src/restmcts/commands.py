@@ -30,6 +30,7 @@ from restmcts.seeds import derive_seed
 from restmcts.store import RunFolder, StageFolder, read_jsonl
 from restmcts.tasks.grade import Grader
 from restmcts.tasks.load import load_problems, write_problems
+from restmcts.trackers import check_installed
 from restmcts.types import Problem, Tree
 
 # ---------------------------------------------------------------- one question
@@ -179,6 +180,7 @@ def train_model(kind: Kind, config: RunConfig, rows: Path, base: str, out: Path,
     """Train one model on the rows of a file."""
     rows = _file(rows, POLICY_ROWS if kind == "policy" else VALUE_ROWS)
     training = config.policy_training if kind == "policy" else config.value_training
+    check_installed(config.report_to)
 
     def work(stage: StageFolder, job: Job) -> dict[str, Any]:
         progress.stage(f"train {kind}")

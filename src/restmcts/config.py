@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from restmcts.encoding import PromptSettings
 from restmcts.engines.settings import EngineSettings
@@ -35,6 +35,7 @@ from restmcts.sections import (
     WarmStart,
 )
 from restmcts.settings import Settings
+from restmcts.trackers import read_names
 from restmcts.train.settings import OnlineTraining, PolicyTraining, PreferenceTraining, ValueTraining
 
 S = TypeVar("S", bound=Settings)
@@ -66,6 +67,10 @@ class RunConfig(Settings):
     limit: int | None = Field(default=None, ge=1, description="use only the first so many problems")
     out: Path = Field(default=Path("runs/default"), description="the run folder")
     seed: int = Field(default=0, ge=0)
+    report_to: tuple[str, ...] = Field(
+        default=(),
+        description="trackers that get the numbers of trainings and stages: tensorboard, wandb, trackio, mlflow",
+    )
     method: MethodName = Field(
         default="rest-mcts", description="how the policy learns from its own solutions (restmcts.methods)"
     )
@@ -92,6 +97,11 @@ class RunConfig(Settings):
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     compare: CompareSettings = Field(default_factory=CompareSettings)
     serve: ServeSettings = Field(default_factory=ServeSettings)
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _trackers(cls, given: Any) -> Any:
+        return read_names(given)
 
     @model_validator(mode="before")
     @classmethod

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from restmcts.account import Account
 from restmcts.config import RunConfig
@@ -23,13 +23,21 @@ from restmcts.results import METRICS
 from restmcts.seeds import derive_seed
 from restmcts.store import RunFolder, StageFolder, write_jsonl
 from restmcts.tasks.grade import Grader
+from restmcts.trackers import Tracking, stage_numbers
 from restmcts.train.settings import Training
 from restmcts.types import Budget, Problem, Tree, Usage
+
+if TYPE_CHECKING:
+    from restmcts.train.reporting import StageReports
 
 Kind = Literal["policy", "value", "preference", "online"]
 """of training: on right traces, on labelled steps, on pairs, on what the policy samples meanwhile"""
 OnStep = Callable[[int, int, float, int], None]
 """called after every training step with: step, total steps, its loss, tokens trained so far"""
+
+
+TRACKING = "tracking"
+"""folder for TensorBoard's files"""
 
 
 class Tools(Protocol):
@@ -68,6 +76,8 @@ class Job:
     """what metrics.jsonl holds: one record per finished stage, in the order of the run"""
     worked_on: int = 0
     """stages done by this process, as against found done"""
+    reports: StageReports | None = None
+    """where the numbers of stages go too, opened when there is something to do"""
 
     def stage(
         self,
@@ -86,6 +96,7 @@ class Job:
             take_up_again(stage, self.config.stage_budget.budget())
             fresh = not stage.done
             if fresh:
+                self.open_reports()
                 stage.finish({**work(stage), "memory_mb": peak_memory_mb()})
                 self.progress.finish()
             assert stage.manifest is not None
@@ -107,7 +118,17 @@ class Job:
         if fresh:
             self.worked_on += 1
             self.write_records()
+            if self.reports is not None:
+                self.reports.send(max(phase, 0), stage_numbers(self.records[-1]))
         return stage.path
+
+    def open_reports(self) -> None:
+        """Begin to report to the trackers of the settings, if there are any."""
+        config = self.config
+        if self.reports is None and config.report_to:
+            from restmcts.train.reporting import StageReports
+
+            self.reports = StageReports(tracking_of(config, config.out), config.model_dump(mode="json"))
 
     def write_records(self) -> None:
         """Write metrics.jsonl: also at the end, for a process may have died between a manifest and this."""
@@ -148,6 +169,15 @@ class Job:
             self.progress.update(seen["done"], total, **facts)
 
         return on_tree
+
+
+def tracking_of(config: RunConfig, folder: Path) -> Tracking:
+    """Where the numbers of what happens in `folder` go: named as it is inside the run's folder, or on its own."""
+    out, folder = config.out.resolve(), folder.resolve()
+    if folder.is_relative_to(out):
+        inside = folder.relative_to(out)
+        return Tracking(config.report_to, (Path(out.name) / inside).as_posix(), out / TRACKING / inside)
+    return Tracking(config.report_to, folder.name, folder.parent / TRACKING / folder.name)
 
 
 def take_up_again(stage: StageFolder, budget: Budget) -> None:

@@ -20,7 +20,7 @@ from restmcts.data import Data, prepare_data
 from restmcts.engines import Engines
 from restmcts.engines.opening import load_engines
 from restmcts.errors import ConfigError, Damaged, TrainError
-from restmcts.job import Job, Kind, OnStep, Tools
+from restmcts.job import Job, Kind, OnStep, Tools, tracking_of
 from restmcts.methods import METHODS, Models, Round
 from restmcts.report import report
 from restmcts.results import BASE, CONFIG, WARM
@@ -28,6 +28,7 @@ from restmcts.search import UNSCORED
 from restmcts.sections import THROUGH_TRL
 from restmcts.store import RunFolder, write_atomic
 from restmcts.tasks.grade import Grader
+from restmcts.trackers import check_installed
 from restmcts.train.settings import Training
 from restmcts.types import Problem
 
@@ -60,6 +61,7 @@ def run(config: RunConfig, *, tools: Tools | None = None, progress: Progress | N
 def check(config: RunConfig) -> None:
     """Raise ConfigError unless a run can start from these settings."""
     config.check_complete()
+    check_installed(config.report_to)
     if config.policy == "scripted":
         raise ConfigError("policy = 'scripted': it cannot be trained; give a model (embedded, a folder or a hub id)")
     if config.engine.kind == "openai":
@@ -207,8 +209,14 @@ class ModelTools:
         options |= {"prompt": self.config.prompt, "on_progress": on_progress}
         if kind == "online":
             options["consensus"] = self.config.labels.source == "majority"
-        trained: Mapping[str, Any] = trainer(kind)(rows, **options)
-        return trained
+        train = trainer(kind)
+        if not self.config.report_to:
+            return train(rows, **options)
+        from restmcts.train.reporting import opened
+
+        tracking = tracking_of(self.config, out)
+        with opened(tracking):
+            return train(rows, **options, tracking=tracking)
 
     def is_value_model(self, spec: str | Path) -> bool:
         from restmcts.models import is_value_model

@@ -105,10 +105,10 @@ def kind_of(extra: Mapping[str, Any]) -> str | None:
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Names of the settings in which two runs differ, those apart that tell seeds of one experiment apart."""
+    """Names of the settings in which two runs differ, but for those of seeds, places and trackers."""
     for name in sorted(a.keys() | b.keys()):
         x, y = a.get(name), b.get(name)
-        if prefix + name in ("out", "seed", "generate.seed"):
+        if prefix + name in ("out", "seed", "generate.seed", "report_to"):
             continue
         if isinstance(x, Mapping) and isinstance(y, Mapping):
             yield from differing(x, y, f"{prefix}{name}.")

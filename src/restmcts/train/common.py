@@ -25,6 +25,7 @@ from restmcts.errors import StoreError, TrainError, is_out_of_memory
 from restmcts.files import damage, inventory, read_json, sync_tree, write_atomic, write_json
 from restmcts.manifest import BEGUN, CARD, fingerprint
 from restmcts.models import pick_device, pick_dtype, resolve_model, save_prompt
+from restmcts.trackers import Tracking
 from restmcts.train.fast import BLOCKS, attend_in_blocks, fuse_lora
 from restmcts.train.packing import Example, Plan
 from restmcts.train.settings import RowTraining, Training
@@ -196,17 +197,21 @@ def check_ids(examples: Sequence[Example], model: Any) -> None:
 # ---------------------------------------------------------------- the run itself
 
 
-def training_arguments(settings: Training, plan: Plan, out: Path, seed: int, mixed: bool) -> dict[str, Any]:
+def training_arguments(
+    settings: Training, plan: Plan, out: Path, seed: int, mixed: bool, tracking: Tracking
+) -> dict[str, Any]:
     """Arguments of transformers' trainer for packed traces: the plan's steps are their data set's items."""
     return {
-        **usual_arguments(settings, len(plan.steps), out, seed, mixed),
+        **usual_arguments(settings, len(plan.steps), out, seed, mixed, tracking),
         "num_train_epochs": 1,
         "per_device_train_batch_size": 1,
         "train_sampling_strategy": "sequential",
     }
 
 
-def usual_arguments(settings: Training, steps: int, out: Path, seed: int, mixed: bool) -> dict[str, Any]:
+def usual_arguments(
+    settings: Training, steps: int, out: Path, seed: int, mixed: bool, tracking: Tracking
+) -> dict[str, Any]:
     """Arguments of transformers' trainer, for every training."""
     on_cpu = device_of(settings) == "cpu"
     return {
@@ -225,7 +230,7 @@ def usual_arguments(settings: Training, steps: int, out: Path, seed: int, mixed:
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
         "save_strategy": "no",
-        "report_to": "none",
+        **tracking.arguments(),
         "disable_tqdm": True,
     }
 

@@ -31,6 +31,7 @@ from restmcts.rewards import process_rewards
 from restmcts.rows import REWARDS
 from restmcts.tasks import get_task
 from restmcts.tasks.grade import Grader
+from restmcts.trackers import Tracking
 from restmcts.train.common import (
     OnProgress,
     fingerprint_of,
@@ -56,6 +57,7 @@ def train_online(
     settings: OnlineTraining,
     seed: int = 0,
     on_progress: OnProgress | None = None,
+    tracking: Tracking = Tracking(),  # noqa: B008 (frozen)
     consensus: bool = False,
 ) -> dict[str, Any]:
     """Train the policy `base` on `problems` and write it to the folder `out`, as `policy.train_policy` does.
@@ -80,7 +82,14 @@ def train_online(
         length = max(len(prompts[i]) for i in fitting) + settings.tokens
         per_pass = rows_of_a_pass(settings, length, rows)
         arguments = trl_arguments(
-            settings, settings.steps, out, seed, opened.precision.mixed, per_pass=per_pass, passes=rows // per_pass
+            settings,
+            settings.steps,
+            out,
+            seed,
+            opened.precision.mixed,
+            tracking,
+            per_pass=per_pass,
+            passes=rows // per_pass,
         )
         verdicts = agreed if consensus else known(grader)
         groups = Groups(

@@ -17,6 +17,7 @@ from restmcts.datasets import PolicyRow
 from restmcts.encoding import Encoder, PromptSettings
 from restmcts.errors import TrainError
 from restmcts.models import is_value_model, load_causal, load_tokenizer, one_thread
+from restmcts.trackers import Tracking
 from restmcts.train.common import (
     OnProgress,
     add_lora,
@@ -49,6 +50,7 @@ def train_policy(
     settings: PolicyTraining,
     seed: int = 0,
     on_progress: OnProgress | None = None,
+    tracking: Tracking = Tracking(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
     """Train the policy `base` on `rows` and write it to the folder `out`: plain safetensors, tokenizer, prompt format.
 
@@ -76,9 +78,10 @@ def train_policy(
         model, blocked = prepare(model, precision)
         if settings.method == "lora":
             model = add_lora(model, settings, seed, task_type="CAUSAL_LM")
+        arguments = training_arguments(settings, plan, out, seed, precision.mixed, tracking)
         trainer = PolicyTrainer(
             model=model,
-            args=on_one_device(TrainingArguments(**training_arguments(settings, plan, out, seed, precision.mixed))),
+            args=on_one_device(TrainingArguments(**arguments)),
             processing_class=tokenizer,
             examples=examples,
             plan=plan,

@@ -19,6 +19,7 @@ from restmcts.encoding import Encoder, PromptSettings
 from restmcts.errors import TrainError
 from restmcts.models import load_causal
 from restmcts.rows import PreferenceRow
+from restmcts.trackers import Tracking
 from restmcts.train.common import (
     OnProgress,
     fingerprint_of,
@@ -41,6 +42,7 @@ def train_preference(
     settings: PreferenceTraining,
     seed: int = 0,
     on_progress: OnProgress | None = None,
+    tracking: Tracking = Tracking(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
     """Train the policy `base` on pairs and write it to the folder `out`, as `policy.train_policy` does.
 
@@ -63,7 +65,9 @@ def train_preference(
         done = trained_before(out, training)
         if done is not None:
             return done
-        arguments = trl_arguments(settings, steps, out, seed, opened.precision.mixed, per_pass=per_pass, passes=passes)
+        arguments = trl_arguments(
+            settings, steps, out, seed, opened.precision.mixed, tracking, per_pass=per_pass, passes=passes
+        )
         reference = None if opened.lora is not None else in_precision(load_causal(base), opened.precision)
         trainer = PairTrainer(
             model=opened.model,

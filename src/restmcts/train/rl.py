@@ -11,6 +11,7 @@ from typing import Any
 from restmcts.encoding import Encoder, PromptSettings
 from restmcts.errors import TrainError
 from restmcts.models import is_value_model, load_causal, load_tokenizer
+from restmcts.trackers import Tracking
 from restmcts.train.common import (
     OnProgress,
     Precision,
@@ -59,11 +60,19 @@ def open_policy(base: str | Path, prompt: PromptSettings, settings: Training) ->
 
 
 def trl_arguments(
-    settings: Training, steps: int, out: Path, seed: int, mixed: bool, *, per_pass: int, passes: int
+    settings: Training,
+    steps: int,
+    out: Path,
+    seed: int,
+    mixed: bool,
+    tracking: Tracking,
+    *,
+    per_pass: int,
+    passes: int,
 ) -> dict[str, Any]:
     """Arguments of a trl trainer, with `passes` of `per_pass` rows in an optimizer step."""
     return {
-        **usual_arguments(settings, steps, out, seed, mixed),
+        **usual_arguments(settings, steps, out, seed, mixed, tracking),
         "per_device_train_batch_size": per_pass,
         "gradient_accumulation_steps": passes,
     }

@@ -19,6 +19,7 @@ from restmcts.encoding import Encoder, PromptSettings
 from restmcts.errors import FixedModelError, TrainError
 from restmcts.models import is_value_model, load_token_classifier, load_tokenizer, one_thread, prm_style
 from restmcts.seeds import derive_seed
+from restmcts.trackers import Tracking
 from restmcts.train.common import (
     OnProgress,
     add_lora,
@@ -52,6 +53,7 @@ def train_value(
     settings: ValueTraining,
     seed: int = 0,
     on_progress: OnProgress | None = None,
+    tracking: Tracking = Tracking(),  # noqa: B008 (frozen)
 ) -> dict[str, Any]:
     """Train a value model on `rows` and write it to `out`: plain safetensors, tokenizer, prompt format.
 
@@ -83,9 +85,10 @@ def train_value(
         model.score.float()  # so that the copy peft trains is float32 too
         if settings.method == "lora":
             model = add_lora(model, settings, seed, task_type="TOKEN_CLS", modules_to_save=["score"])
+        arguments = training_arguments(settings, plan, out, seed, precision.mixed, tracking)
         trainer = ValueTrainer(
             model=model,
-            args=on_one_device(TrainingArguments(**training_arguments(settings, plan, out, seed, precision.mixed))),
+            args=on_one_device(TrainingArguments(**arguments)),
             processing_class=tokenizer,
             settings=settings,
             examples=examples,
