@@ -113,6 +113,7 @@ def test_calibration_by_hand():
     assert [(b.low, b.n) for b in bins] == [(0.0, 1), (0.1, 2), (0.9, 1)]
     assert metrics.calibration_error(bins) == pytest.approx((0.05 + 2 * abs(0.135 - 0.5)) / 4)
     assert metrics.calibration_error([]) is None
+    assert metrics.reliability([float("nan")], [1.0]) == []
 
 
 def points(seed: int, n: int, noise: float) -> ValuePoints:

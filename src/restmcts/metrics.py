@@ -230,8 +230,9 @@ class Bin:
 
 
 def reliability(predicted: ArrayLike, observed: ArrayLike, bins: int = 10) -> list[Bin]:
-    """Bins of equal width over [0, 1]; empty ones are left out."""
+    """Bins of equal width over [0, 1]; empty ones, and predictions that are no numbers, are left out."""
     p, y = _pair(predicted, observed)
+    p, y = p[np.isfinite(p)], y[np.isfinite(p)]
     index = np.clip((p * bins).astype(np.int64), 0, bins - 1)
     found = []
     for b in range(bins):
