@@ -121,6 +121,7 @@ def test_stages_go_to_tensorboard_and_it_may_be_changed_at_any_time(tmp_path: Pa
         assert evaluation is not None
         assert dict(found[f"eval/{mode}/accuracy"])[1] == pytest.approx(evaluation["metrics"]["accuracy"])
         assert f"eval/base_{mode}/accuracy" in found
+    assert len(list((out / "tracking").glob("events.*"))) == 1
     label = run.of_kind("label")[1]
     assert found["train/label/solved"] == [(1, label["metrics"]["solved"])]
     assert dict(found["train/search/policy_tokens"])[1] == run.of_kind("search")[1]["usage"]["policy_tokens"]
@@ -156,6 +157,7 @@ def test_a_tracker_that_fails_later_is_a_warning(
 
     monkeypatch.setattr(reports, "_send", fail)
     reports.send(1, {"search/solved": 1})
+    reports.close()
     assert "did not reach tensorboard: gone" in caplog.text
 
 

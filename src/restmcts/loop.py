@@ -48,7 +48,11 @@ def run(config: RunConfig, *, tools: Tools | None = None, progress: Progress | N
         job = Job(config, folder, grader, progress, tools or ModelTools(config, progress.say))
         if not (folder.path / CONFIG).exists():
             write_atomic(folder.path / CONFIG, dump_yaml(config))
-        to_the_end(job)
+        try:
+            to_the_end(job)
+        finally:
+            if job.reports is not None:
+                job.reports.close()
         write_atomic(folder.path / CONFIG, dump_yaml(config))  # only now: a refused change must not replace it
         progress.finish()
         if not job.worked_on:

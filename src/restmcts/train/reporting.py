@@ -57,6 +57,7 @@ class StageReports:
         self._settings = dict(flat(settings))
         self._same: dict[str, str] = {}
         self._wandb: str | None = None
+        self._kept: dict[str, Any] = {}  # TensorBoard's callback, which stays open: one file for all stages
         try:
             self._send(0, {})
         except Exception as error:  # each library has its own
@@ -78,11 +79,21 @@ class StageReports:
         state, control = TrainerState(global_step=step), TrainerControl()
         with opened(self.tracking, **self._same):
             self._go_on_in_wandb()
-            for make in get_reporting_integration_callbacks(list(self.tracking.to)):
-                callback = make()
+            for name in self.tracking.to:
+                (make,) = get_reporting_integration_callbacks([name])
+                callback = self._kept.get(name) or make()
                 callback.on_log(arguments, state, control, logs=dict(numbers))
-                self._remember()
-                callback.on_train_end(arguments, state, control)
+                if name == "tensorboard":
+                    self._kept[name] = callback
+                else:
+                    self._remember()
+                    callback.on_train_end(arguments, state, control)
+
+    def close(self) -> None:
+        """End what was kept open."""
+        for callback in self._kept.values():
+            callback.on_train_end(None, None, None)
+        self._kept.clear()
 
     def _go_on_in_wandb(self) -> None:
         """Open the run that the callback will find: it can only begin new ones."""
