@@ -6,12 +6,13 @@
 # make docs        the documentation as a site, in site/
 # make wheel       build the wheel into dist/
 # make clean       remove the virtual environment and build outputs; runs stay
-# Override: PYTHON=python3.12, OUT=runs/other, ARGS="--seed 1", VENV=elsewhere; at set-up VLLM=1 brings vLLM for CPUs,
+# Override: PYTHON=python3.12, OUT=runs/other, PRESET=demo, ARGS="--seed 1", VENV=elsewhere; at set-up VLLM=1 brings vLLM,
 # and LOCKED=1 takes only files whose hashes are known (.ci/requirements.txt; Linux x86-64, Python 3.11)
 
 VENV ?= .venv
 OUT  ?= runs/demo
 ARGS ?=
+PRESET ?=
 BIN   = $(VENV)/bin
 READY = $(VENV)/.ready
 
@@ -53,8 +54,13 @@ ifdef VLLM
 endif
 	@touch $@
 
+# The whole run takes an hour and a half where a CPU has no bfloat16: there it is a smaller one.
 run: $(READY)
-	$(BIN)/restmcts run --preset demo --out $(OUT) $(ARGS)
+	@preset=$(PRESET); if [ -z "$$preset" ]; then \
+	  preset=$$($(BIN)/python -c 'import torch; from restmcts.models import pick_device, pick_dtype; \
+	    print("demo-small" if pick_dtype("auto", pick_device()) == torch.float32 else "demo")'); \
+	  [ "$$preset" = demo ] || echo "no bfloat16 in hardware here: the smaller run; the whole one: make run PRESET=demo"; \
+	fi; exec $(BIN)/restmcts run --preset $$preset --out $(OUT) $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -202,12 +202,14 @@ def presets() -> list[str]:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """A built-in preset as plain data. Raises ConfigError when there is none of that name."""
+    """A built-in preset as plain data, over the one it names itself. Raises ConfigError when there is none."""
     if name not in presets():
         near = get_close_matches(str(name), presets(), n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(presets())}"
         raise ConfigError(f"unknown preset {name!r}; {hint}")
-    return _parse_yaml((resources.files("restmcts") / "presets" / f"{name}.yaml").read_text("utf-8"), f"preset {name}")
+    raw = _parse_yaml((resources.files("restmcts") / "presets" / f"{name}.yaml").read_text("utf-8"), f"preset {name}")
+    below = raw.pop("preset", None)
+    return raw if below is None else merged(read_preset(below), raw)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
