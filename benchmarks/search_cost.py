@@ -23,7 +23,14 @@ NODES = (10, 10**3, 10**5)
 TREES = (1, 10**2, 10**4)
 TREE_OF = 100
 """nodes of each tree where there are many"""
-SETTINGS: dict[str, Any] = {"branch": 3, "rollout_steps": 2, "max_depth": 24, "threshold": 2.0, "step_tokens": 16}
+SETTINGS: dict[str, Any] = {
+    "branch": 3,
+    "widening": 0.0,
+    "rollout_steps": 2,
+    "max_depth": 24,
+    "threshold": 2.0,
+    "step_tokens": 16,
+}
 _NODES_AN_ITERATION = 4.5
 """of 3 + 2: some samples are alike and some rollouts end at an answer"""
 

@@ -19,7 +19,7 @@ from restmcts.types import Budget, Problem, Step, Tree
 from tests.adder import Adder, problem
 
 PROBLEMS = [problem(i) for i in range(8)]
-SETTINGS = SearchSettings(method="mcts_star", iterations=8, branch=3, rollout_steps=0)
+SETTINGS = SearchSettings(method="mcts_star", iterations=8, branch=3, widening=0, rollout_steps=0)
 
 
 @pytest.fixture(scope="module")

@@ -190,8 +190,9 @@ def test_another_method_in_the_same_folder_is_refused(tmp_path: Path):
 
 def test_solved_questions_are_skipped_and_others_get_more(tmp_path: Path):
     asked = {"skip_solved": True, "more_search": 2.0}
-    out, _ = run(tmp_path, "rest-mcts", rounds=3, curriculum=asked)
-    plain, _ = run(tmp_path, "rest-mcts", "plain", rounds=1)
+    search = {"iterations": 5, "branch": 2, "widening": 0}  # few leaves, so that some questions are solved by all
+    out, _ = run(tmp_path, "rest-mcts", rounds=3, curriculum=asked, search=search)
+    plain, _ = run(tmp_path, "rest-mcts", "plain", rounds=1, search=search)
     assert (out / "round-1/search/trees.jsonl").read_bytes().count(b"\n") == 12
     ids = [record["id"] for record in read_jsonl(plain / "round-1/label/labels.jsonl")]
     labels = {record["id"]: record["correct"] for record in read_jsonl(out / "round-1/label/labels.jsonl")}
