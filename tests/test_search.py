@@ -154,7 +154,9 @@ def check_requests(tree: Tree, requests: list[Request], settings: SearchSettings
         if isinstance(request, Propose):
             assert path_text(request.path) in at
             assert 1 <= request.n <= max(settings.branch, settings.rollout_branch, settings.samples)
-            assert (request.temperature, request.max_tokens) == (settings.temperature, settings.step_tokens)
+            greedy = tree.method == "mcts_star" and request.n == 1  # a step of a rollout
+            assert request.temperature == settings.temperature or (greedy and request.temperature == 0)
+            assert request.max_tokens == settings.step_tokens
         elif isinstance(request, Critique):
             assert request.path
             assert settings.self_critic

@@ -115,6 +115,27 @@ def test_rollouts_reach_the_end_and_take_the_best_of_each_step():
     assert tree.final_answer == "7"
 
 
+@pytest.mark.parametrize(
+    ("settings", "warm"),
+    [
+        ({}, 0.0),
+        ({"rollout_branch": 2}, 0.7),
+        ({"rollout": "random"}, 0.7),
+        ({"rollout_temperature": 0.3}, 0.3),
+        ({"rollout_temperature": 0.3, "rollout": "random"}, 0.3),
+    ],
+)
+def test_a_greedy_rollout_of_single_samples_takes_the_likeliest_steps(settings, warm):
+    values = {"a": 0.9, "b": 0.1, "c": 0.1, "a1": 0.5, "a2": 0.1, "Answer: 7": 0.5}
+    width = settings.get("rollout_branch", 1)
+    book = Book({"": [["a", "b", "c"]], "a": [["a1", "a2"][:width]], "a / a1": [["Answer: 7"] * width]}, values)
+    search(book, iterations=1, branch=3, rollout_steps=2, temperature=0.7, **settings)
+    first, *rollout = book.asked(Propose)
+    assert first.temperature == 0.7
+    assert len(rollout) == 2
+    assert {request.temperature for request in rollout} == {warm}
+
+
 def test_a_dead_rollout_ends_and_its_steps_are_kept():
     book = Book({"": [["a"]], "a": [[Sample(Step("b"), "length")]]}, {"a": 0.4})
     tree = search(book, iterations=1, branch=1, rollout_steps=5)

@@ -70,6 +70,12 @@ class Iterations(ABC):
     def most_votes(self) -> int:
         """How many finished samples one iteration can make."""
 
+    @property
+    def rollout_temperature(self) -> float:
+        """Of the steps of rollouts: that of all steps, where nothing else is set."""
+        own = self.settings.rollout_temperature
+        return self.settings.temperature if own is None else own
+
     def run(self) -> Generator[Ask, Answer, str]:
         """All iterations; returns why the search ended: `threshold` (a finished node is worth at least l), `exhausted`
         (nothing open is left), `decided` (early stop, a setting), `iterations`, or `failed` (policy or value model
@@ -145,9 +151,7 @@ class Iterations(ABC):
         """Ask for `count` steps after `node`, make nodes of them and have them scored; returns the nodes they are."""
         tree, settings = self.tree, self.settings
         path, seed = tree.path(node), self.next_seed()
-        warm = settings.temperature
-        if origin == "rollout" and settings.rollout_temperature is not None:
-            warm = settings.rollout_temperature
+        warm = self.rollout_temperature if origin == "rollout" else settings.temperature
         reply = yield Propose(tree.problem, path, count, seed, warm, settings.step_tokens, advice)
         if not isinstance(reply, Proposals):
             self.failed("propose", reply)

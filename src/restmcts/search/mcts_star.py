@@ -5,6 +5,7 @@ best child out greedily, and backs the values up to the root. Departures from th
 
 - only an answer finishes a node; finished and dead branches are closed and never selected again;
 - the steps of a rollout are nodes of the tree, so nothing that was generated is lost;
+- a rollout of single samples takes the likeliest steps, unless `rollout_temperature` says otherwise;
 - with `widening`, a node gets further next steps as it is visited more often, so that no budget is bound to b of them;
 - what V said (`raw_value`) is kept apart from what search backed up (`value`), and a node V could not score has none.
 
@@ -133,6 +134,17 @@ class _MctsStar(Iterations):
             found = max(values) if greedy else values[-1]
             tree.value[child] = found if own is None else alpha * own + (1 - alpha) * found
         tree.visits[child] += 1
+
+    @property
+    def rollout_temperature(self) -> float:
+        """Where nothing else is set, a greedy rollout of single samples (d = 1) takes the likeliest steps.
+
+        There is nothing for it to choose among, and a step taken at random says less of what its node is worth.
+        """
+        settings = self.settings
+        likeliest = settings.rollout == "greedy" and settings.rollout_branch == 1
+        unset = settings.rollout_temperature is None
+        return 0.0 if unset and likeliest else super().rollout_temperature
 
     def back_up(self, leaf: int) -> None:
         """To the root: N ← N + 1 and v ← Σ N_i v_i / Σ N_i over the children, those without a value left out.

@@ -33,7 +33,9 @@ class SearchSettings(Settings):
         default=32, ge=0, description="m: steps of the greedy rollout; 0: none; max_depth or more: to the end"
     )
     rollout_temperature: float | None = Field(
-        default=None, ge=0, description="sampling temperature of rollout steps; unset: as temperature"
+        default=None,
+        ge=0,
+        description="sampling temperature of rollout steps; unset: as temperature, or 0 for greedy rollouts with d = 1",
     )
     rollout_branch: int = Field(default=1, ge=1, description="d: samples of each rollout step, the best one kept")
     rollout: Literal["greedy", "random"] = Field(
