@@ -38,6 +38,10 @@ Redo = Annotated[
     list[str] | None,
     typer.Option(metavar="STAGE", help="set aside a stage (named as its folder) and all that follows from it"),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="search on a Ray cluster: HOST:PORT, or auto for the one of this machine"),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="show no progress")]
 
 
@@ -50,6 +54,8 @@ def read_settings(path: Path | None, preset: str | None, overrides: list[str] | 
     """The settings of a command, checked; flags that are None say nothing. Raises ConfigError."""
     from restmcts.config import load_config
 
+    if (ray := flags.pop("ray", None)) is not None:
+        flags["cluster"] = {"address": ray}
     return load_config(path, preset=preset, flags=flags, overrides=overrides or ())
 
 

@@ -91,7 +91,7 @@ def _train(
         return {"rows": len(rows), **metrics}
 
     settings = {
-        "training": options.model_dump(mode="json", exclude={"checkpoint_seconds", "device"}),
+        "training": options.model_dump(mode="json", exclude={"checkpoint_seconds", "device", "accelerate"}),
         "prompt": config.prompt.model_dump(mode="json"),
         "seed": config.seed,
         **(asked or {}),

@@ -4,43 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 import re
-import secrets
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback
 
+from restmcts import ranks
 from restmcts.encoding import PromptSettings
 from restmcts.errors import StoreError, TrainError, is_out_of_memory
-from restmcts.files import damage, inventory, read_json, sync_tree, write_atomic, write_json
+from restmcts.files import damage, inventory, read_json, sync_tree, write_json
 from restmcts.manifest import BEGUN, CARD, fingerprint
 from restmcts.models import pick_device, pick_dtype, resolve_model, save_prompt
 from restmcts.trackers import Tracking
 from restmcts.train.fast import BLOCKS, attend_in_blocks, fuse_lora
 from restmcts.train.packing import Example, Plan
-from restmcts.train.settings import RowTraining, Training
+from restmcts.train.settings import Training
 
 CHECKPOINTS = "checkpoints"
 """folder, inside the output folder, that a killed training goes on from"""
-WHOLE = "whole.json"
-"""in a checkpoint that is on the disk: its files (`files.inventory`); written last"""
 TRAINED = "training.json"
 """in a trained model that is on the disk: which training made it, its metrics and its files; written last"""
-KEPT = 2
-"""checkpoints that are kept: one for the case that the newest turns out to be damaged"""
-
-log = logging.getLogger("restmcts")
-
 OnProgress = Callable[[int, int, float, int], None]
 """called after every optimizer step with: step (from 1), total steps, loss of the step, tokens trained so far"""
 
@@ -206,6 +195,9 @@ def training_arguments(
         "num_train_epochs": 1,
         "per_device_train_batch_size": 1,
         "train_sampling_strategy": "sequential",
+        # Of several processes: every pass uses all weights, and no pass changes a buffer.
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
     }
 
 
@@ -242,95 +234,6 @@ def on_one_device(arguments: Any) -> Any:
     return arguments
 
 
-class Watch(TrainerCallback):
-    """Reports progress, stops on a loss that is not finite, and asks for a checkpoint when it is time for one.
-
-    `tokens` says how many are trained by the end of each step; without it the trainer's own count is reported. `shown`
-    names what is reported of a step.
-    """
-
-    def __init__(
-        self,
-        steps: int,
-        settings: Training,
-        on_progress: OnProgress | None,
-        *,
-        tokens: Sequence[int] | None = None,
-        shown: str = "loss",
-    ) -> None:
-        self.steps, self.settings, self.on_progress = steps, settings, on_progress
-        self.tokens, self.shown = tokens, shown
-        self.saved = time.monotonic()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        due = time.monotonic() - self.saved >= self.settings.checkpoint_seconds
-        control.should_save |= due and state.global_step < self.steps
-
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Put the checkpoint on the disk; then those that are older than is needed go, by number and not by date."""
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-        sync_tree(folder)
-        write_json(folder / WHOLE, inventory(folder))
-        for old in sorted(folder.parent.glob("checkpoint-*"), key=_number)[:-KEPT]:
-            shutil.rmtree(old, ignore_errors=True)
-        self.saved = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-        loss = (logs or {}).get("loss")
-        if logs is None or loss is None:
-            return
-        if not math.isfinite(loss):
-            raise TrainError(
-                f"the loss is {loss} at step {state.global_step} of {self.steps}: "
-                f"lower learning_rate (now {self.settings.learning_rate:g}) or train in precision float32"
-            )
-        if self.on_progress is not None:
-            tokens = logs.get("num_tokens", 0) if self.tokens is None else self.tokens[state.global_step - 1]
-            self.on_progress(state.global_step, self.steps, logs[self.shown], int(tokens))
-
-
-def fit(
-    trainer: Trainer,
-    plan: Plan,
-    examples: Sequence[Example],
-    settings: RowTraining,
-    fingerprint: str,
-    on_progress: OnProgress | None,
-) -> dict[str, Any]:
-    """Train, going on from a checkpoint of the training of this `fingerprint` if there is one. Returns metrics."""
-    tokens = _step_tokens(plan, examples)
-    watch = Watch(len(plan.steps), settings, on_progress, tokens=list(accumulate(tokens)))
-    done, seconds = go_on(trainer, watch, fingerprint)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    per_epoch = max(1, len(plan.steps) // settings.epochs)
-    return {
-        "steps": len(plan.steps),
-        "tokens": sum(tokens),
-        "loss_first": sum(losses[:per_epoch]) / len(losses[:per_epoch]),
-        "loss_last": sum(losses[-per_epoch:]) / len(losses[-per_epoch:]),
-        "seconds": seconds,
-        "tokens_per_second": sum(tokens[done:]) / seconds,
-        "resumed_at": done,
-    }
-
-
-def go_on(trainer: Trainer, watch: Watch, fingerprint: str) -> tuple[int, float]:
-    """Train from the newest checkpoint of this very training, if there is one; the step it was made at, and seconds."""
-    folder = Path(trainer.args.output_dir)
-    started = time.monotonic()
-    resumed = _checkpoint(folder, fingerprint)
-    trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(watch)
-    trainer.train(resume_from_checkpoint=None if resumed is None else str(resumed))
-    done = 0 if resumed is None else _number(resumed)
-    return done, time.monotonic() - started
-
-
-def _step_tokens(plan: Plan, examples: Sequence[Example]) -> list[int]:
-    """Tokens of every optimizer step, shared ones counted in every trace."""
-    return [sum(len(examples[row].ids) for row in plan.step(index)) for index in range(len(plan.steps))]
-
-
 def fingerprint_of_rows(plan: Plan, examples: Sequence[Example], settings: Training, identity: Sequence[object]) -> str:
     """Tells this training of packed traces from every other one (`fingerprint_of`)."""
     return fingerprint_of(plan.steps, settings, identity, ([example.ids, example.labels] for example in examples))
@@ -341,34 +244,11 @@ def fingerprint_of(plan: Any, settings: Training, identity: Sequence[object], ro
 
     `identity` is what, beside the rows, the plan and the settings, makes it what it is.
     """
-    chosen = settings.model_dump(exclude={"checkpoint_seconds", "start"})
+    chosen = settings.model_dump(exclude={"checkpoint_seconds", "start", "accelerate"})
     digest = hashlib.sha256(json.dumps([plan, chosen, [str(part) for part in identity]], sort_keys=True).encode())
     for row in rows:
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
-
-
-def _checkpoint(folder: Path, fingerprint: str) -> Path | None:
-    """The newest whole checkpoint of this very training. Those of another one go; damaged ones are set aside."""
-    mark = folder / "training.sha256"
-    if not mark.is_file() or mark.read_text(encoding="utf-8", errors="replace") != fingerprint:
-        shutil.rmtree(folder, ignore_errors=True)
-        write_atomic(mark, fingerprint)
-    for path in sorted(folder.glob("checkpoint-*"), key=_number, reverse=True):
-        try:
-            problem = damage(path, read_json(path / WHOLE))
-        except (StoreError, AttributeError) as error:  # it was cut short, or its list is no list
-            problem = str(error)
-        if problem is None:
-            return path
-        path.rename(path.with_name(f".{path.name}.{secrets.token_hex(4)}"))
-        log.warning("a checkpoint is set aside: %s", problem)
-    return None
-
-
-def _number(checkpoint: Path) -> int:
-    digits = checkpoint.name.rpartition("-")[2]
-    return int(digits) if digits.isdecimal() else -1
 
 
 @contextmanager
@@ -381,6 +261,10 @@ def one_line_errors(settings: Training, out: Path) -> Iterator[None]:
             raise TrainError(
                 f"out of memory in training: lower micro_tokens (now {micro_tokens_of(settings)}) or max_length "
                 f"(now {settings.max_length}), or train with method lora and gradient_checkpointing"
+            ) from error
+        if ranks.lost(error):
+            raise TrainError(
+                "another process of this training has ended, see what it said; run the same command again to go on"
             ) from error
         # The libraries that write weights have errors of their own, which do not always say why.
         if isinstance(error, OSError) or any(words in str(error) for words in _NOT_WRITTEN):

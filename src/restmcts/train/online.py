@@ -81,20 +81,12 @@ def train_online(
         rows = asked * settings.samples
         length = max(len(prompts[i]) for i in fitting) + settings.tokens
         per_pass = rows_of_a_pass(settings, length, rows)
-        arguments = trl_arguments(
-            settings,
-            settings.steps,
-            out,
-            seed,
-            opened.precision.mixed,
-            tracking,
-            per_pass=per_pass,
-            passes=rows // per_pass,
-        )
+        shape = {"per_pass": per_pass, "passes": rows // per_pass}
+        mixed = opened.precision.mixed
+        arguments = trl_arguments(settings, settings.steps, out, seed, mixed, tracking, **shape)
         verdicts = agreed if consensus else known(grader)
-        groups = Groups(
-            problems, opened.encoder, verdicts, keep=stack.enter_context(closing(JsonlWriter(out / REWARDS))).write
-        )
+        rewards = stack.enter_context(closing(JsonlWriter(out / REWARDS)))
+        groups = Groups(problems, opened.encoder, verdicts, keep=rewards.write)
         trainer = GroupTrainer(
             groups=groups,
             process_weight=settings.process_weight,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainingArguments
 
+from restmcts import ranks
 from restmcts.datasets import PolicyRow
 from restmcts.encoding import Encoder, PromptSettings
 from restmcts.errors import TrainError
@@ -20,12 +21,12 @@ from restmcts.models import is_value_model, load_causal, load_tokenizer, one_thr
 from restmcts.trackers import Tracking
 from restmcts.train.common import (
     OnProgress,
+    Precision,
     add_lora,
     base_identity,
     check_ids,
     device_of,
     fingerprint_of_rows,
-    fit,
     mark_trained,
     micro_tokens_of,
     on_one_device,
@@ -36,6 +37,7 @@ from restmcts.train.common import (
     trained_before,
     training_arguments,
 )
+from restmcts.train.fitting import check_divisible, fit, whole_model
 from restmcts.train.packing import IGNORED, Example, plan_steps
 from restmcts.train.settings import PolicyTraining
 from restmcts.train.steps import StepTrainer
@@ -68,16 +70,13 @@ def train_policy(
     examples = [example for example, _ in fitting]
     plan = plan_steps([len(example.ids) for example in examples], [question for _, question in fitting], settings, seed)
     training = fingerprint_of_rows(plan, examples, settings, ("policy", base_identity(base), seed))
-    done = trained_before(out, training)
+    check_divisible(plan, settings)
+    done = ranks.agreed(lambda: trained_before(out, training))
     if done is not None:
         return done
     with one_thread(), one_line_errors(settings, out):
-        model = load_causal(base)
+        model, precision, blocked = _open(base, settings, seed)
         check_ids(examples, model)
-        precision = precision_of(model.dtype, settings, device_of(settings))
-        model, blocked = prepare(model, precision)
-        if settings.method == "lora":
-            model = add_lora(model, settings, seed, task_type="CAUSAL_LM")
         arguments = training_arguments(settings, plan, out, seed, precision.mixed, tracking)
         trainer = PolicyTrainer(
             model=model,
@@ -91,10 +90,23 @@ def train_policy(
             blocked=blocked,
         )
         metrics = fit(trainer, plan, examples, settings, training, on_progress)
-        save_trained(trainer.model, out, precision.stored, tokenizer, prompt, seed)
+        whole = whole_model(trainer, lambda: _open(base, settings, seed)[0])
+        if whole is None:
+            return metrics
+        save_trained(whole, out, precision.stored, tokenizer, prompt, seed)
         solution = sum(label != IGNORED for example in examples for label in example.labels)
         facts = {"rows": len(examples), "rows_too_long": len(rows) - len(examples), "solution_tokens": solution}
         return mark_trained(out, training, facts | metrics)
+
+
+def _open(base: str | Path, settings: PolicyTraining, seed: int) -> tuple[Any, Precision, bool]:
+    """The model as it is trained, in which precision, and whether its attention goes block by block."""
+    model = load_causal(base)
+    precision = precision_of(model.dtype, settings, device_of(settings))
+    model, blocked = prepare(model, precision)
+    if settings.method == "lora":
+        model = add_lora(model, settings, seed, task_type="CAUSAL_LM")
+    return model, precision, blocked
 
 
 def encode(row: PolicyRow, encoder: Encoder) -> Example:

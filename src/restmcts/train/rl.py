@@ -15,10 +15,8 @@ from restmcts.trackers import Tracking
 from restmcts.train.common import (
     OnProgress,
     Precision,
-    Watch,
     base_identity,
     device_of,
-    go_on,
     in_precision,
     lora_config,
     micro_tokens_of,
@@ -27,6 +25,7 @@ from restmcts.train.common import (
     usual_arguments,
 )
 from restmcts.train.fast import fuse_lora
+from restmcts.train.fitting import Watch, go_on
 from restmcts.train.settings import Training
 
 WINDOW = 5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -61,6 +62,11 @@ class RowTraining(Training):
         default=2048,
         ge=16,
         description="tokens of an optimizer step: all tokens of each trace, whether or not it shares them with others",
+    )
+    accelerate: Path | None = Field(
+        default=None,
+        description="a configuration of `accelerate launch`, by which this training uses several GPUs of this machine; "
+        "unset: this process alone trains",
     )
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import TrainingArguments
 
+from restmcts import ranks
 from restmcts.datasets import ValueRow
 from restmcts.encoding import Encoder, PromptSettings
 from restmcts.errors import FixedModelError, TrainError
@@ -22,12 +23,12 @@ from restmcts.seeds import derive_seed
 from restmcts.trackers import Tracking
 from restmcts.train.common import (
     OnProgress,
+    Precision,
     add_lora,
     base_identity,
     check_ids,
     device_of,
     fingerprint_of_rows,
-    fit,
     mark_trained,
     micro_tokens_of,
     on_one_device,
@@ -38,6 +39,7 @@ from restmcts.train.common import (
     trained_before,
     training_arguments,
 )
+from restmcts.train.fitting import check_divisible, fit, whole_model
 from restmcts.train.packing import IGNORED, Example, plan_steps
 from restmcts.train.settings import ValueTraining
 from restmcts.train.steps import StepTrainer
@@ -62,7 +64,7 @@ def train_value(
     to train on, the loss is not finite, or memory runs out; FixedModelError when `base` is a public process reward
     model; EngineError when it is no model.
     """
-    _check_trainable(base)
+    check_trainable(base)
     tokenizer = load_tokenizer(base)
     encoder = Encoder(tokenizer, prompt)
     trained, kept_out = _split(rows, settings.validation, seed)
@@ -74,17 +76,13 @@ def train_value(
         )
     plan = plan_steps([len(example.ids) for example in examples], questions, settings, seed)
     training = fingerprint_of_rows(plan, examples, settings, ("value", base_identity(base), seed))
-    done = trained_before(out, training)
+    check_divisible(plan, settings)
+    done = ranks.agreed(lambda: trained_before(out, training))
     if done is not None:
         return done
     with one_thread(), one_line_errors(settings, out):
-        model = _load(base)
+        model, precision, blocked = _open(base, settings, seed)
         check_ids(examples, model)
-        precision = precision_of(model.dtype, settings, device_of(settings))
-        model, blocked = prepare(model, precision)
-        model.score.float()  # so that the copy peft trains is float32 too
-        if settings.method == "lora":
-            model = add_lora(model, settings, seed, task_type="TOKEN_CLS", modules_to_save=["score"])
         arguments = training_arguments(settings, plan, out, seed, precision.mixed, tracking)
         trainer = ValueTrainer(
             model=model,
@@ -99,14 +97,18 @@ def train_value(
             blocked=blocked,
         )
         metrics = fit(trainer, plan, examples, settings, training, on_progress)
-        model = save_trained(trainer.model, out, precision.stored, tokenizer, prompt, seed)
+        whole = whole_model(trainer, lambda: _open(base, settings, seed)[0])
+        if whole is None:
+            return metrics
+        model = save_trained(whole, out, precision.stored, tokenizer, prompt, seed)
         if kept_out:
             metrics |= _errors(model, _encode_all(kept_out, encoder, settings)[0])
         labelled = sum(label != IGNORED for example in examples for label in example.labels)
         return mark_trained(out, training, {"rows": len(trained), "labelled_steps": labelled, **metrics})
 
 
-def _check_trainable(base: str | FilePath) -> None:
+def check_trainable(base: str | FilePath) -> None:
+    """Raise FixedModelError for a public process reward model."""
     if prm_style(base) is not None:
         raise FixedModelError(
             f"{str(base)!r} is a public process reward model: it scores and is not trained here; give a language model "
@@ -142,6 +144,17 @@ def _split(rows: Sequence[ValueRow], share: float, seed: int) -> tuple[list[Valu
 
 
 # ---------------------------------------------------------------- model, loss, values
+
+
+def _open(base: str | FilePath, settings: ValueTraining, seed: int) -> tuple[Any, Precision, bool]:
+    """The model as it is trained, in which precision, and whether its attention goes block by block."""
+    model = _load(base)
+    precision = precision_of(model.dtype, settings, device_of(settings))
+    model, blocked = prepare(model, precision)
+    model.score.float()  # so that the copy peft trains is float32 too
+    if settings.method == "lora":
+        model = add_lora(model, settings, seed, task_type="TOKEN_CLS", modules_to_save=["score"])
+    return model, precision, blocked
 
 
 def _load(base: str | FilePath) -> Any:
@@ -181,7 +194,7 @@ class ValueTrainer(StepTrainer):
         """AdamW with a learning rate of its own for the head."""
         head: list[Any] = []
         rest: list[Any] = []
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in (self.model if model is None else model).named_parameters():
             if parameter.requires_grad:
                 (head if "score" in name.split(".") else rest).append(parameter)
         rate = self.settings.learning_rate
