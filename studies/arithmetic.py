@@ -1,72 +1,99 @@
-"""Models small enough to be trained from scratch in a minute, and questions they get wrong in part: chains of sums and
-products modulo 20, worked from left to right, one operation a step.
+"""Questions that are as hard to check as to answer: chains of sums and products modulo 17, worked from left to right,
+one operation a step.
 
-    17*6+4-8*3     2+4-8*3 / 6-8*3 / 18*3 / Answer: 14
+    13*6+4-5*3     10+4-5*3 / 14-5*3 / 9*3 / Answer: 10
+
+A quarter of the facts, such as 13*6 = 10, is withheld from a policy's training (`withheld`): it guesses at them. A
+wrong step is seldom made good by a later one, for the modulus is a prime.
 """
 
 from __future__ import annotations
 
 import random
-from pathlib import Path
-from typing import Any
+import re
+from collections.abc import Sequence
 
-from restmcts.encoding import PromptSettings
+from restmcts.seeds import derive_seed
 from restmcts.types import Problem
+from studies.kinds import Kind
 
-PROMPT = PromptSettings(chat=False, instruction="", question="{question}\n")
-OPERATIONS = 4
-MODULUS = 20
+MODULUS = 17
+OPERANDS = range(2, 7)
+WITHHELD = 0.25
+"""share of the facts"""
+ANSWER = "Answer: "
+Fact = tuple[int, str, int]
+"""what a step needs to know: the total so far, an operation and its operand"""
+
+
+def withheld(seed: int) -> frozenset[Fact]:
+    """The facts that nobody shows a policy."""
+    chance = random.Random(derive_seed(seed, "withheld"))
+    every = [(total, sign, number) for total in range(MODULUS) for sign in "+-*" for number in OPERANDS]
+    return frozenset(chance.sample(every, round(WITHHELD * len(every))))
 
 
 def problems(
-    count: int, seed: int, name: str, operations: int = OPERATIONS, taken: set[str] | None = None
+    count: int, seed: int, name: str, size: int, *, taken: set[str], of_seed: int | None = None
 ) -> list[Problem]:
-    """`count` different questions with worked solutions, none of them in `taken`, to which they are added."""
-    chance, taken = random.Random(seed), set() if taken is None else taken
+    """`count` different questions of `size` operations: none in `taken`, to which they are added.
+
+    With `of_seed`, none needs a fact that is withheld from this seed's policy.
+    """
+    chance, secret = random.Random(seed), frozenset[Fact]() if of_seed is None else withheld(of_seed)
     made: list[Problem] = []
     while len(made) < count:
-        total = chance.randrange(1, MODULUS)
-        left = [(chance.choice("+-*"), chance.randrange(2, 10)) for _ in range(operations)]
-        question, steps = _written(total, left), []
-        while left:
-            (sign, number), *left = left
-            total = {"+": total + number, "-": total - number, "*": total * number}[sign] % MODULUS
-            steps.append(_written(total, left) if left else f"Answer: {total}")
-        if question not in taken:
+        question = str(chance.randrange(1, MODULUS))
+        question += "".join(f"{chance.choice('+-*')}{chance.choice(OPERANDS)}" for _ in range(size))
+        if question not in taken and secret.isdisjoint(facts(question)):
             taken.add(question)
-            made.append(Problem(f"{name}-{len(made)}", question, str(total), "\n".join(steps)))
+            steps = worked(question)
+            made.append(Problem(f"{name}-{len(made)}", question, steps[-1].removeprefix(ANSWER), "\n".join(steps)))
     return made
 
 
-def _written(total: int, left: list[tuple[str, int]]) -> str:
-    return str(total) + "".join(f"{sign}{number}" for sign, number in left)
+def worked(question: str) -> list[str]:
+    """The only right solution: every other one that ends in the right answer got there by chance."""
+    steps = []
+    left = _operations(question)[1]
+    for fact in facts(question):
+        left = left[1:]
+        steps.append(f"{_result(fact)}{''.join(f'{sign}{number}' for sign, number in left)}")
+    return [*steps[:-1], f"{ANSWER}{steps[-1]}"]
 
 
-def write_model(folder: Path, seed: int, *, width: int = 64, layers: int = 2) -> Path:
-    """A causal language model with random weights; its tokenizer knows numbers below MODULUS, signs and "Answer: "."""
-    import torch
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+def facts(question: str) -> list[Fact]:
+    """What the steps of the right solution need to know."""
+    total, operations = _operations(question)
+    found: list[Fact] = []
+    for sign, number in operations:
+        found.append((total, sign, number))
+        total = _result(found[-1])
+    return found
 
-    words = ["<end>", "<unknown>", "Answer: ", "\n", *"+-*", *map(str, range(MODULUS))]
-    tokenizer: Any = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unknown>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"Answer: |\d+|[^\d]"), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(words),
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=256,
-        eos_token_id=0,
-        pad_token_id=0,
-        bos_token_id=None,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return folder
+
+def _result(fact: Fact) -> int:
+    total, sign, number = fact
+    return {"+": total + number, "-": total - number, "*": total * number}[sign] % MODULUS
+
+
+def _operations(question: str) -> tuple[int, list[tuple[str, int]]]:
+    first, *rest = re.findall(r"[-+*]?\d+", question)
+    return int(first), [(part[0], int(part[1:])) for part in rest]
+
+
+def _faultless(question: str, steps: Sequence[str]) -> bool:
+    return list(steps) == worked(question)
+
+
+KIND = Kind(
+    name="sums",
+    task="math",
+    draw=problems,
+    size=4,
+    worked=((2, 1500), (3, 4000), (4, 500)),
+    epochs=8,
+    faultless=_faultless,
+    words=(ANSWER, "\n", *"+-*", *map(str, range(MODULUS))),
+    pieces=rf"{ANSWER}|\d+|[^\d]",
+)

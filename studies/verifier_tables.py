@@ -29,9 +29,8 @@ def report(out: Path, console: Console) -> None:
         made = read_json(figures)
         cells = [str(made.get(k, "")) for k in ("policy_tokens", "epochs", "rows", "labelled_steps", "tokens")]
         costs.rows.append([figures.parent.relative_to(out).as_posix(), *cells])
-        costs.notes += [f"{figures.parent.parent.name}: AUC within a question {made['auc_in_question']}"] * (
-            "auc_in_question" in made
-        )
+        if "auc_in_question" in made:
+            costs.notes.append(f"{figures.parent.parent.name}: AUC within a question {made['auc_in_question']}")
     costs.show(console)
 
 
@@ -39,19 +38,19 @@ def show_choices(console: Console, of_steps: str, found: Chances, asked: list[st
     """What choosing by each verifier gives, and how far that is from other ways to choose."""
     rows = ["SC", *(row for name in names for row in (name, f"SC + {name}"))]
 
-    def share(row: str, n: int) -> str:
-        return _share(found[row, n], asked)
+    def chance(row: str, n: int) -> str:
+        return share(found[row, n], asked)
 
     def above(other: str | None) -> Cell:
         """Beside SC, or beside `other` where the row is chosen by value and `SC + other` where it is a vote."""
 
         def cell(row: str, n: int) -> str:
             base = "SC" if other is None else f"SC + {other}" if row.startswith("SC") else other
-            return _gain(found[base, n], found[row, n], asked)
+            return gain(found[base, n], found[row, n], asked)
 
         return cell
 
-    show(console, f"Right answers of {len(asked)}, %, by the {of_steps} of the steps' values", rows, share)
+    show(console, f"Right answers of {len(asked)}, %, by the {of_steps} of the steps' values", rows, chance)
     show(console, "Points above SC", rows[1:], above(None))
     for other in ("ORM", "MS soft"):
         beside = [row for row in rows[1:] if row.removeprefix("SC + ") != other]
@@ -84,13 +83,14 @@ def read(out: Path, of_steps: str) -> tuple[Chances, list[str], list[str]]:
     return found, asked, names
 
 
-def _share(chances: Sequence[float], asked: Sequence[str]) -> str:
+def share(chances: Sequence[float], asked: Sequence[str]) -> str:
+    """The mean of chances, in %, with its interval over the questions that they belong to."""
     interval = bootstrap_mean(chances, asked, resamples=2000)
     assert interval is not None
     return f"{100 * fmean(chances):.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
-def _gain(before: Sequence[float], after: Sequence[float], asked: Sequence[str]) -> str:
+def gain(before: Sequence[float], after: Sequence[float], asked: Sequence[str]) -> str:
     """The paired difference with its interval over questions, and the sign test over questions."""
     change = [y - x for x, y in zip(before, after, strict=True)]
     interval = bootstrap_mean(change, asked, resamples=2000)

@@ -3,10 +3,12 @@
     python -m studies.verifiers OUT --seed 0     one seed, some ten minutes of one core; the same command resumes
     python -m studies.verifiers OUT --report     the tables over all seeds in OUT
 
-Per seed: a policy is trained from scratch on worked solutions and samples 256 solutions of each held-out question. For
-each rule it then collects data on the same other questions, each rule with the same number of generated tokens (what
-Math-Shepherd's few traces cost with all their completions), and a value model is trained on the rows, from the policy's
-backbone, on the same number of tokens. The value models choose among the same 256 solutions.
+Per seed: a policy is trained from scratch on worked solutions. Questions are of one `--kind`: sums of which a quarter
+of the facts never comes up in these, so that it guesses at them (`studies.arithmetic`), or numbers with a target
+(`studies.countdown`). It samples 256 solutions of each held-out question. For each rule it then collects data on the
+same other questions, each rule with the same number of generated tokens (what Math-Shepherd's few traces cost with all
+their completions), and a value model is trained on the rows, from the policy's backbone, on the same number of tokens.
+The value models choose among the same 256 solutions.
 """
 
 from __future__ import annotations
@@ -35,33 +37,32 @@ from restmcts.rows import ValueRow
 from restmcts.search import SearchSettings
 from restmcts.sections import LabelSettings
 from restmcts.seeds import derive_seed
-from restmcts.tasks import get_task
+from restmcts.tasks import Task, get_task
 from restmcts.tasks.grade import Grader
 from restmcts.train.settings import PolicyTraining, ValueTraining
 from restmcts.types import Problem, Tree, Usage
 from restmcts.worked import worked_policy_rows
-from studies.arithmetic import PROMPT, problems, write_model
+from studies import arithmetic, countdown
+from studies.kinds import PROMPT, Kind, write_model
 from studies.verifier_tables import NUMBERS, report
 
-TASK = get_task("math")
+KINDS = {kind.name: kind for kind in (arithmetic.KIND, countdown.KIND)}
 ENGINE = EngineSettings(kind="transformers", device="cpu", dtype="float32", max_rows=256)
-LIMITS: dict[str, Any] = {"temperature": 1.0, "step_tokens": 16, "max_depth": 8}
+MOST_HELDOUT = 200
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How large everything is; the usual sizes are those of the study."""
 
-    worked: int = 8000
-    epochs: int = 7
     width: int = 96
-    train: int = 200
-    heldout: int = 150
+    train: int = 600
+    heldout: int = 100
     samples: int = NUMBERS[-1]
-    traces: int = 3
+    traces: int = 1
     """traces of a question that Math-Shepherd completes; what this costs is the budget of all rules"""
     completions: int = 8
-    omega_traces: int = 7
+    omega_traces: int = 2
     """traces of a question that OmegaPRM looks into, as many as the budget pays for; a trace costs it less"""
     trained_tokens: int = 1_000_000
     """tokens that each value model is trained on, as near as whole epochs come"""
@@ -74,17 +75,24 @@ class Seed:
 
     out: Path
     seed: int
+    kind: Kind
     sizes: Sizes
     questions: dict[str, list[Problem]] = field(init=False)
 
     def __post_init__(self) -> None:
-        taken: set[str] = set()
-        sizes = {"heldout": self.sizes.heldout, "train": self.sizes.train, "worked": self.sizes.worked}
-        # Held-out questions are the same in all seeds, so that seeds are compared question by question.
-        self.questions = {
-            name: problems(count, derive_seed(name, None if name == "heldout" else self.seed), name, taken=taken)
-            for name, count in sizes.items()
-        }
+        # Held-out questions are the same in all seeds, so that seeds are compared question by question; and a policy
+        # is the same whatever else is large or small.
+        draw, size, taken = self.kind.draw, self.kind.size, set[str]()
+        asked = draw(MOST_HELDOUT, derive_seed("heldout", None), "heldout", size, taken=taken)
+        self.questions = {"heldout": asked[: self.sizes.heldout], "worked": []}
+        for length, count in self.kind.worked:
+            chance, name = derive_seed("worked", self.seed, length), f"worked-{length}"
+            self.questions["worked"] += draw(count, chance, name, length, taken=taken, of_seed=self.seed)
+        self.questions["train"] = draw(self.sizes.train, derive_seed("train", self.seed), "train", size, taken=taken)
+
+    @property
+    def task(self) -> Task:
+        return get_task(self.kind.task)
 
     def once(self, name: str, work: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         """Do a part, or find it done; returns its figures."""
@@ -101,9 +109,9 @@ class Seed:
 # ---------------------------------------------------------------- one seed
 
 
-def run(out: Path, seed: int, sizes: Sizes) -> None:
+def run(out: Path, seed: int, kind: Kind, sizes: Sizes) -> None:
     """All parts of one seed."""
-    study = Seed(out / f"seed-{seed}", seed, sizes)
+    study = Seed(out / f"seed-{seed}", seed, kind, sizes)
     policy = train_policy(study)
     with Grader() as grader:
         pool = sample(study, "heldout", policy, study.questions["heldout"], sizes.samples, grader)
@@ -116,9 +124,9 @@ def train_policy(study: Seed) -> Path:
     from restmcts.train import policy
 
     def work(folder: Path) -> dict[str, Any]:
-        base = write_model(folder / "base", study.seed, width=study.sizes.width)
-        rows = worked_policy_rows(study.questions["worked"], TASK.find_answer)
-        settings = PolicyTraining(epochs=study.sizes.epochs, learning_rate=4e-3, batch_tokens=512, **_FULL)
+        base = write_model(folder / "base", study.kind, study.seed, width=study.sizes.width)
+        rows = worked_policy_rows(study.questions["worked"], study.task.find_answer)
+        settings = PolicyTraining(epochs=study.kind.epochs, learning_rate=2e-3, batch_tokens=512, **FULL)
         return _plain(
             policy.train_policy(
                 rows, base=base, out=folder / "model", prompt=PROMPT, settings=settings, seed=study.seed
@@ -129,16 +137,15 @@ def train_policy(study: Seed) -> Path:
     return study.out / "policy" / "model"
 
 
-_FULL: dict[str, Any] = {"method": "full", "device": "cpu", "precision": "float32", "micro_tokens": 8192}
+FULL: dict[str, Any] = {"method": "full", "device": "cpu", "precision": "float32", "micro_tokens": 8192}
 
 
 def sample(
     study: Seed, name: str, policy: Path, questions: Sequence[Problem], count: int, grader: Grader
 ) -> list[Tree]:
     """`count` independent solutions of each question."""
-    return search(
-        study, name, policy, None, questions, SearchSettings(method="sample", samples=count, **LIMITS), grader
-    )
+    settings = SearchSettings(method="sample", samples=count, **study.kind.limits)
+    return search(study, name, policy, None, questions, settings, grader)
 
 
 def search(
@@ -151,7 +158,7 @@ def search(
     grader: Grader,
 ) -> list[Tree]:
     def work(folder: Path) -> dict[str, Any]:
-        with _Open(policy, value) as engines:
+        with Opened(policy, value) as engines:
             found = search_all(
                 questions,
                 settings.method,
@@ -172,11 +179,11 @@ def complete(study: Seed, name: str, policy: Path, trees: Sequence[Tree], grader
     """`trees` with the completions that the rule `name` asks for."""
 
     def work(folder: Path) -> dict[str, Any]:
-        with _Open(policy, None) as engines:
+        with Opened(policy, None) as engines:
             found = complete_trees(
                 trees,
                 LabelSettings(rule=name, completions=study.sizes.completions),
-                SearchSettings(**LIMITS),
+                SearchSettings(**study.kind.limits),
                 engines,
                 grader=grader,
                 seed=derive_seed(study.seed, name),
@@ -215,7 +222,8 @@ def collect(study: Seed, policy: Path, grader: Grader) -> Iterator[tuple[str, li
     first = sample(study, "first", policy, questions, round(budget / chain / len(questions) / 4), grader)
     guide = train_verifier(study, "guide", rows(first, "rest-mcts"), policy)
     left = round((budget - _spent(first)) / len(questions))
-    settings = SearchSettings(iterations=1000, threshold=2, branch=6, budget_tokens=left, **LIMITS)
+    limits = {**study.kind.limits, "branch": 6, "rollout_temperature": 1.0, "budget_tokens": left}
+    settings = SearchSettings(iterations=1000, threshold=2, **limits)
     steered = search(study, "mcts", policy, guide, questions, settings, grader)
     yield "ours", rows([*first, *steered], "rest-mcts")
 
@@ -231,9 +239,8 @@ def train_verifier(study: Seed, name: str, rows: Sequence[ValueRow], policy: Pat
         encoder = Encoder(load_tokenizer(policy), PROMPT)
         once = sum(len(value.encode(row, encoder, 1024).ids) for row in rows)
         epochs = min(study.sizes.most_epochs, max(1, round(study.sizes.trained_tokens / once)))
-        settings = ValueTraining(
-            epochs=epochs, learning_rate=1e-3, batch_tokens=1024, traces_per_question=None, **_FULL
-        )
+        rates: dict[str, Any] = {"learning_rate": 1e-3, "head_learning_rate": 1e-2}
+        settings = ValueTraining(epochs=epochs, batch_tokens=1024, traces_per_question=None, **rates, **FULL)
         made = value.train_value(
             rows, base=policy, out=folder / "model", prompt=PROMPT, settings=settings, seed=study.seed
         )
@@ -241,6 +248,14 @@ def train_verifier(study: Seed, name: str, rows: Sequence[ValueRow], policy: Pat
 
     study.once(part, work)
     return study.out / part / "model"
+
+
+def first_verifier(study: Seed, policy: Path, samples: int) -> Path:
+    """A value model on what the trees of so many samples of each training question say."""
+    with Grader() as grader:
+        trees = sample(study, "first", policy, study.questions["train"], samples, grader)
+        rows = value_rows(trees, label_trees(trees, verify(trees, grader)), seed=study.seed)
+    return train_verifier(study, "guide", rows, policy)
 
 
 def score(study: Seed, pool: Sequence[Tree], grader: Grader) -> None:
@@ -269,7 +284,7 @@ def score(study: Seed, pool: Sequence[Tree], grader: Grader) -> None:
                     scores.append(float(values[end] or 0))
                     rights.append(bool(flags[end]))
                     asked.append(tree.problem.id)
-                samples = bestofn.pool(dataclasses.replace(tree, raw_value=values), flags, TASK)
+                samples = bestofn.pool(dataclasses.replace(tree, raw_value=values), flags, study.task)
                 assert samples is not None
                 chances[tree.problem.id][name] = bestofn.expected(samples, NUMBERS, study.seed)
             quality[name] = auc_within(scores, rights, asked)[0]
@@ -282,7 +297,7 @@ def score(study: Seed, pool: Sequence[Tree], grader: Grader) -> None:
 # ---------------------------------------------------------------- parts
 
 
-class _Open:
+class Opened:
     """Engines that are closed at the end of the block."""
 
     def __init__(self, policy: Path, value: Path | None) -> None:
@@ -312,16 +327,31 @@ def _plain(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if isinstance(value, int | float | str)}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m studies.verifiers", description=str(__doc__).splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--report", action="store_true")
+def options(name: str, about: str) -> argparse.ArgumentParser:
+    """What the studies are asked for on the command line."""
+    parser = argparse.ArgumentParser(prog=f"python -m studies.{name}", description=about.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder; each kind of questions has one of its own in it")
+    parser.add_argument("--kind", choices=KINDS, default=arithmetic.KIND.name, help="of questions")
+    parser.add_argument("--seed", type=int, help="run this one")
+    parser.add_argument("--report", action="store_true", help="show the tables over all seeds there are")
+    return parser
+
+
+def read(parser: argparse.ArgumentParser, result: str) -> tuple[argparse.Namespace, Path, Kind]:
+    """What is asked for, the folder of its kind, and the kind. A report needs a `result` there: "seed-*/..."."""
     asked = parser.parse_args()
+    out = asked.out / asked.kind
+    if asked.report and asked.seed is None and not any(out.glob(result)):
+        parser.error(f"no finished seed in {out}: run one first, with --seed 0")
+    return asked, out, KINDS[asked.kind]
+
+
+def main() -> None:
+    asked, out, kind = read(options("verifiers", str(__doc__)), "seed-*/scores/chances.jsonl")
     if asked.seed is not None:
-        run(asked.out, asked.seed, Sizes())
+        run(out, asked.seed, kind, Sizes())
     if asked.report:
-        report(asked.out, Console(width=200))
+        report(out, Console(width=200))
 
 
 if __name__ == "__main__":
