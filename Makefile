@@ -72,7 +72,7 @@ test-quick: $(READY)
 
 # Two at a time: each may hold a model in memory.
 test: lint test-quick
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "model or slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 15 -m "model or slow"
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks --out benchmarks.json $(ARGS)

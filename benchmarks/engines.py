@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Figure, alone, timed
+from benchmarks.common import Figure, alone, short, timed
 from restmcts import drive, models
 from restmcts.account import Account
 from restmcts.config import RunConfig, load_config
@@ -177,15 +178,19 @@ def measure(kind: str, work: Work) -> Measured:
     with models.one_thread():  # the engines have threads of their own
         with opened(kind, work) as engines:
             search = searched(Engines(engines.policy, ScriptedValue(lambda _, path: 0.5)), *many)
+        say(f"{kind}: search", search.rate)
         with opened(kind, work) as engines:
             tokens, seconds = asked_alone(engines.policy.propose, search.asked, work.trees)
+        say(f"{kind}: bare", tokens / seconds)
         with opened(kind, work) as engines:
             valued = searched(engines, *many)
+        say(f"{kind}: search with values", valued.rate)
         with opened("transformers", work) as engines:  # the value model is a transformers one everywhere
             assert engines.value is not None
             _, value_seconds = asked_alone(engines.value.score, valued.scored, work.trees)
         with opened(kind, work, one_by_one=True) as engines:
             one_by_one = searched(split(engines), work, 1, work.few_tokens)
+        say(f"{kind}: one request at a time", one_by_one.rate)
     return Measured(tokens / seconds, search, valued, value_seconds, one_by_one)
 
 
@@ -196,6 +201,7 @@ def measure_plain(work: Work, asked: Sequence[Propose]) -> tuple[Searched, float
     encoder = Encoder(models.load_tokenizer(work.policy), work.config.prompt, work.examples)
     engines = plain_engines(work.policy, work.value, encoder)
     one_by_one = searched(engines, work, 1, work.few_tokens)
+    say("generate: one request at a time", one_by_one.rate)
     policy, settings = engines.policy, work.config.search
     assert isinstance(policy, PlainPolicy)
     some = asked[:: max(1, len(asked) // (work.trees * work.batches))]  # from beginning to end
@@ -204,6 +210,11 @@ def measure_plain(work: Work, asked: Sequence[Propose]) -> tuple[Searched, float
         prompts = [policy.prompt(request) for request in some[at : at + work.trees] for _ in range(request.n)]
         made += sum(map(len, policy.draw(prompts, settings.temperature, settings.step_tokens)))
     return one_by_one, made / (time.perf_counter() - begin)
+
+
+def say(what: str, rate: float) -> None:
+    """One line as soon as it is known: all of this takes minutes, on a slow CPU a quarter of an hour."""
+    print(f"engines: {what}: {short(rate)} tokens/s", file=sys.stderr, flush=True)
 
 
 def searched(engines: Engines, work: Work, trees: int, tokens: int) -> Searched:

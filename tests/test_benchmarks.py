@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import engines, main_job, rewards, search_cost, serve, training
+from benchmarks import cluster, engines, main_job, rewards, search_cost, serve, training
 from benchmarks.common import Figure, short, table
 from restmcts.engines import Engines
 from restmcts.engines.scripted import ScriptedPolicy, ScriptedValue
@@ -44,7 +44,15 @@ def test_the_command_shows_and_stores(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "three"])
     with pytest.raises(SystemExit):
         command.main()
-    assert "no benchmark 'three'; there are: one, two, main_job" in capsys.readouterr().err
+    assert "no benchmark 'three'; there are: one, two, cluster, main_job" in capsys.readouterr().err
+
+
+def test_the_tree_that_ready_workers_give_back_is_one_of_a_model():
+    tree = cluster.tree_at_hand()
+    tree.check()
+    assert len(tree) > 30
+    assert all(ids is not None and len(ids) == cluster.STEP_IDS for ids in tree.ids[1:])
+    assert {problem.id for problem in cluster.questions(30)} == {f"q{i}" for i in range(30)}
 
 
 def test_search_makes_trees_of_the_size_asked_for():

@@ -231,7 +231,7 @@ def test_a_comparison_that_was_cut_goes_on(questions, tmp_path, monkeypatch):
     seen = []
     for requests in (30, 300, 700):
         with monkeypatch.context() as patch:
-            patch.setattr("restmcts.commands.load_engines", lambda *_, n=requests, **__: cut_after(n))
+            patch.setattr("restmcts.cluster.open_engines", lambda *_, n=requests, **__: cut_after(n))
             with pytest.raises(KeyboardInterrupt):
                 compare(straight, tmp_path / "b")
         seen.append(len(rows_of(tmp_path / "b")) if (tmp_path / "b" / "arms").exists() else 0)
@@ -254,7 +254,7 @@ def test_what_is_answered_stays_answered_and_more_can_be_added(questions, tmp_pa
         raise AssertionError("nothing is left to be asked")
 
     with monkeypatch.context() as patch:
-        patch.setattr("restmcts.commands.load_engines", closed)
+        patch.setattr("restmcts.cluster.open_engines", closed)
         first = (out / "compare.md").read_text()
         compare(config(questions), out)
         assert (out / "compare.md").read_text() == first
@@ -317,7 +317,7 @@ def test_a_stage_budget_begins_no_more_and_can_be_raised(restmcts, questions):
 
 
 def test_a_method_that_needs_values_says_so(questions, tmp_path, monkeypatch):
-    monkeypatch.setattr("restmcts.commands.load_engines", lambda *_, **__: Engines(scripted_engines().policy))
+    monkeypatch.setattr("restmcts.cluster.open_engines", lambda *_, **__: Engines(scripted_engines().policy))
     with pytest.raises(ConfigError, match="there is no value model"):
         compare(config(questions), tmp_path / "o")
 

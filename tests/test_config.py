@@ -156,3 +156,10 @@ def test_settings_of_one_section_alone():
     assert build(SearchSettings, {"iterations": 3}, prefix="search.").iterations == 3
     with pytest.raises(ConfigError, match=r"unknown setting 'search.iteration'; did you mean 'search.iterations'\?"):
         build(SearchSettings, {"iteration": 3}, prefix="search.")
+
+
+def test_how_a_server_is_asked_is_a_setting_of_the_answers_and_where_it_is_is_not():
+    plain = load_config(overrides=["engine.server.base_url=http://127.0.0.1:9/v1", "engine.server.timeout=9"])
+    assert plain.prompting() == {"prompt": RunConfig().prompt.model_dump(mode="json")}
+    chat = load_config(overrides=["engine.server.ask=chat", "engine.server.tokenizer=embedded"])
+    assert chat.prompting() == {**plain.prompting(), "server": {"ask": "chat", "tokenizer": "embedded"}}

@@ -30,6 +30,11 @@ class Count:
         if of_value:
             self.value_requests += cost.requests
 
+    def add_all(self, cost: Usage) -> None:
+        """Count what was counted elsewhere, for both models together."""
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(cost, name))
+
     def usage(self, seconds: float) -> Usage:
         """All of it, with the seconds that it took."""
         return Usage(
@@ -68,6 +73,16 @@ class Account:
     def seconds_left(self) -> float | None:
         """None without a limit."""
         return None if self.budget.seconds is None else self.budget.seconds - self._elapsed - self.seconds
+
+    def left(self) -> Budget:
+        """What is left of each kind, 0 at least; None without a limit."""
+
+        def rest(name: str) -> int | None:
+            most = getattr(self.budget, name)
+            return None if most is None else max(0, most - getattr(self.earlier, name) - getattr(self.count, name))
+
+        seconds = self.seconds_left
+        return Budget(rest("policy_tokens"), rest("value_tokens"), None if seconds is None else max(0.0, seconds))
 
     def spent(self) -> bool:
         """Whether there is nothing left: no further request may then be begun."""

@@ -22,6 +22,7 @@ from restmcts.options import (
     Preset,
     Problems,
     Quiet,
+    Ray,
     Redo,
     Seed,
     Set,
@@ -82,6 +83,7 @@ def run(
     method: Method = None,
     labels: Labels = None,
     overrides: Set = None,
+    ray: Ray = None,
     redo: Redo = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="show the settings and which stages are finished; run nothing")
@@ -106,6 +108,7 @@ def run(
         "rounds": rounds,
         "method": method,
         "labels": labels and {"source": labels},
+        "ray": ray,
     }
     settings = read_settings(config, preset, overrides, **flags)
     if dry_run:
@@ -217,13 +220,14 @@ def search(
     preset: Preset = None,
     overrides: Set = None,
     seed: Seed = None,
+    ray: Ray = None,
     quiet: Quiet = False,
 ) -> None:
     """Grow a search tree for every problem; writes OUT/trees.jsonl."""
     from restmcts.commands import search_problems
 
-    settings = read_settings(config, preset, overrides, policy=policy, value=value, problems=problems, seed=seed)
-    search_problems(settings, out, show_progress(quiet))
+    given = {"policy": policy, "value": value, "problems": problems, "seed": seed, "ray": ray}
+    search_problems(read_settings(config, preset, overrides, **given), out, show_progress(quiet))
 
 
 @app.command()
@@ -238,13 +242,14 @@ def label(
     preset: Preset = None,
     overrides: Set = None,
     seed: Seed = None,
+    ray: Ray = None,
     quiet: Quiet = False,
 ) -> None:
     """Grade the answers of stored trees and label their steps; writes labels and training rows to OUT."""
     from restmcts.commands import label_stored_trees
 
-    settings = read_settings(config, preset, overrides, policy=policy, seed=seed, labels=labels and {"source": labels})
-    label_stored_trees(settings, trees, out, show_progress(quiet))
+    given = {"policy": policy, "seed": seed, "labels": labels and {"source": labels}, "ray": ray}
+    label_stored_trees(read_settings(config, preset, overrides, **given), trees, out, show_progress(quiet))
 
 
 @train.command(name="policy")
@@ -259,7 +264,7 @@ def train_policy(
     quiet: Quiet = False,
 ) -> None:
     """Fine-tune a policy on correct traces; writes a checkpoint to OUT."""
-    from restmcts.commands import train_model
+    from restmcts.train_command import train_model
 
     train_model("policy", read_settings(config, preset, overrides, seed=seed), rows, base, out, show_progress(quiet))
 
@@ -276,7 +281,7 @@ def train_value(
     quiet: Quiet = False,
 ) -> None:
     """Train a value model on labelled traces; writes a checkpoint to OUT."""
-    from restmcts.commands import train_model
+    from restmcts.train_command import train_model
 
     train_model("value", read_settings(config, preset, overrides, seed=seed), rows, base, out, show_progress(quiet))
 
@@ -294,6 +299,7 @@ def evaluate(
     preset: Preset = None,
     overrides: Set = None,
     seed: Seed = None,
+    ray: Ray = None,
     quiet: Quiet = False,
 ) -> None:
     """Answer problems with known answers, greedily and by search; shows accuracy with interval, and cost.
@@ -308,8 +314,8 @@ def evaluate(
         return
     if out is None:
         context.fail("Missing option '--out'")
-    settings = read_settings(config, preset, overrides, policy=policy, value=value, problems=problems, seed=seed)
-    evaluate_problems(settings, out, show_progress(quiet))
+    given = {"policy": policy, "value": value, "problems": problems, "seed": seed, "ray": ray}
+    evaluate_problems(read_settings(config, preset, overrides, **given), out, show_progress(quiet))
 
 
 @evaluation.command(name="value")
@@ -363,6 +369,7 @@ def compare(
     preset: Preset = None,
     overrides: Set = None,
     seed: Seed = None,
+    ray: Ray = None,
     redo: Redo = None,
     quiet: Quiet = False,
 ) -> None:
@@ -377,7 +384,7 @@ def compare(
 
     flags = {"budgets": listed(budgets), "methods": listed(methods), "unit": unit, "seeds": seeds}
     given = {name: value for name, value in (flags | {"baseline": baseline}).items() if value is not None}
-    models = {"policy": policy, "value": value, "problems": problems, "seed": seed}
+    models = {"policy": policy, "value": value, "problems": problems, "seed": seed, "ray": ray}
     settings = read_settings(config, preset, overrides, **models, compare=given or None)
     progress = show_progress(quiet)
     set_aside(out, redo, progress)

@@ -7,18 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from restmcts import datasets
+from restmcts import cluster, datasets
 from restmcts.api import solve
-from restmcts.cards import write_card
-from restmcts.completing import complete_trees, completion_settings, needs_completions
+from restmcts.completing import completion_settings, needs_completions
 from restmcts.config import RunConfig
 from restmcts.console import Progress, number
 from restmcts.data import DATA_FILES
 from restmcts.engines import Engines
-from restmcts.engines.opening import SCRIPTED, Say, load_engines
+from restmcts.engines.opening import SCRIPTED, Say
 from restmcts.errors import ConfigError, StoreError, TaskError
 from restmcts.evaluate import TREES, evaluate, greedy, search_all
-from restmcts.job import Job, Kind, OpenOnDemand, models_and_files, take_up_again
+from restmcts.job import Job, OpenOnDemand, models_and_files, take_up_again
 from restmcts.judging import verdicts
 from restmcts.lens.measure import score_and_measure
 from restmcts.lens.processbench import check_threshold, load_samples
@@ -27,10 +26,10 @@ from restmcts.loop import ModelTools
 from restmcts.rows import LABELS, POLICY_ROWS, VALUE_ROWS
 from restmcts.search import SearchSettings
 from restmcts.seeds import derive_seed
+from restmcts.stages import draw_completions
 from restmcts.store import RunFolder, StageFolder, read_jsonl
 from restmcts.tasks.grade import Grader
 from restmcts.tasks.load import load_problems, write_problems
-from restmcts.trackers import check_installed
 from restmcts.types import Problem, Tree
 
 # ---------------------------------------------------------------- one question
@@ -91,7 +90,7 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
             "speed": account.speed(),
         }
 
-    metrics = _stage(
+    metrics = stage_alone(
         config, out, progress, work, settings=_asked(config), inputs={"problems": config.problems, **_models(config)}
     )
     print(f"{metrics['problems']} trees, {metrics['answered']} with an answer: {out / TREES}")
@@ -100,19 +99,21 @@ def search_problems(config: RunConfig, out: Path, progress: Progress) -> None:
 
 def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Progress) -> None:
     """Grade, label and turn into rows the trees of a file; with a policy, after the completions that the rule needs."""
-    trees = _file(trees, TREES)
+    trees = existing(trees, TREES)
     if config.labels.source == "judge":
         raise ConfigError("labels.source = 'judge': stored trees are labelled by oracle or majority; use restmcts run")
     pick, per_question = config.policy_training.pick, config.policy_training.traces_per_question
     value_per_question = config.value_training.traces_per_question
     rules, seed = config.labels, derive_seed(config.seed, "label")
     asks = config.policy is not None and needs_completions(rules)
+    unscored = config.model_copy(update={"value": None})
 
     def work(stage: StageFolder, job: Job) -> dict[str, Any]:
         progress.stage("label")
         found, cost = read_trees(trees), dict[str, Any]()
         if asks:
-            cost = _complete(job, stage, found)
+            drawing = derive_seed(config.seed, "completions")
+            cost = draw_completions(job, stage, found, partial(open_engines, unscored, progress.say), drawing, seed)
             found = read_trees(stage.path / TREES)
         correct, pseudo = verdicts(job, trees.parent, found)
         labels = datasets.label_trees(found, correct, rule=rules.rule, unsolved=rules.unsolved, estimate=rules.estimate)
@@ -140,9 +141,9 @@ def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Prog
     inputs: dict[str, str | Path | None] = {"trees": trees}
     if asks:
         chosen = completion_settings(rules, config.search)
-        settings |= {"search": chosen.model_dump(mode="json"), "prompt": config.prompt.model_dump(mode="json")}
+        settings |= {"search": chosen.model_dump(mode="json"), **config.prompting()}
         inputs["policy"] = config.policy
-    m = _stage(config, out, progress, work, settings=settings, inputs=inputs)
+    m = stage_alone(config, out, progress, work, settings=settings, inputs=inputs)
     right = "the right answer" if rules.source == "oracle" else "an answer that counts as right"
     print(f"{m['reached']} of {m['trees']} trees reached {right}")
     if m.get("pseudo"):
@@ -152,50 +153,6 @@ def label_stored_trees(config: RunConfig, trees: Path, out: Path, progress: Prog
         say_owed(m)
     print(f"{m['policy_rows']} rows for the policy: {out / POLICY_ROWS}")
     print(f"{m['value_rows']} rows for the value model: {out / VALUE_ROWS}")
-
-
-def _complete(job: Job, stage: StageFolder, trees: list[Tree]) -> dict[str, Any]:
-    """Have the policy complete the steps of `trees`; the stage's trees.jsonl grows tree by tree. Returns the cost."""
-    config, account = job.config, job.account(stage)
-    with OpenOnDemand(partial(open_engines, config.model_copy(update={"value": None}), job.progress.say)) as engines:
-        completed = complete_trees(
-            trees,
-            config.labels,
-            config.search,
-            engines(),
-            grader=job.grader,
-            seed=derive_seed(config.seed, "completions"),
-            concurrency=config.engine.concurrency,
-            traces_per_question=config.value_training.traces_per_question,
-            choice_seed=derive_seed(config.seed, "label"),
-            path=stage.path / TREES,
-            on_tree=job.watch(stage, len(trees), account),
-            account=account,
-        )
-        kind = engines().kind
-    return {**completed.summary(), "engine": kind, "speed": account.speed()}
-
-
-def train_model(kind: Kind, config: RunConfig, rows: Path, base: str, out: Path, progress: Progress) -> None:
-    """Train one model on the rows of a file."""
-    rows = _file(rows, POLICY_ROWS if kind == "policy" else VALUE_ROWS)
-    training = config.policy_training if kind == "policy" else config.value_training
-    check_installed(config.report_to)
-
-    def work(stage: StageFolder, job: Job) -> dict[str, Any]:
-        progress.stage(f"train {kind}")
-        found = datasets.read_rows(rows, datasets.PolicyRow if kind == "policy" else datasets.ValueRow)
-        options: dict[str, Any] = {"base": base, "out": stage.path, "settings": training, "seed": config.seed}
-        return dict(job.tools.train(kind, found, **options, on_progress=job.on_step))
-
-    settings = {
-        f"{kind}_training": training.model_dump(mode="json"),
-        "prompt": config.prompt.model_dump(mode="json"),
-        "seed": config.seed,
-    }
-    _stage(config, out, progress, work, settings=settings, inputs={"rows": rows, "base": base})
-    write_card(out)
-    print(f"the {kind} model is in {out}")
 
 
 def evaluate_problems(config: RunConfig, out: Path, progress: Progress) -> None:
@@ -262,7 +219,7 @@ def evaluate_value(
         raise ConfigError("no value model; give --value: a checkpoint folder, a hub id, or rlhflow:NAME and the like")
     if not bench and trees is None:
         raise ConfigError("nothing to evaluate on; give --processbench, or --trees with stored trees, or both")
-    stored = None if trees is None else _file(trees, TREES)
+    stored = None if trees is None else existing(trees, TREES)
     samples = load_samples(bench, limit=config.limit, seed=config.seed) if bench else []
     if samples:
         check_threshold(samples, threshold)
@@ -296,7 +253,7 @@ def open_engines(config: RunConfig, say: Say | None = None) -> Engines:
     """The policy and the value model of the settings; `say` shows a line."""
     if config.policy is None:
         raise ConfigError("no policy; give --policy: embedded, a checkpoint folder, a hub id, or scripted")
-    return load_engines(config.policy, config.value, config.prompt, config.engine, say=say)
+    return cluster.open_engines(config.cluster, config.policy, config.value, config.prompt, config.engine, say=say)
 
 
 def read_trees(path: Path) -> list[Tree]:
@@ -315,7 +272,7 @@ def read_trees(path: Path) -> list[Tree]:
 Work = Callable[[StageFolder, Job], Mapping[str, Any]]
 
 
-def _stage(
+def stage_alone(
     config: RunConfig,
     out: Path,
     progress: Progress,
@@ -323,12 +280,17 @@ def _stage(
     *,
     settings: Mapping[str, Any],
     inputs: Mapping[str, str | Path | None],
+    begins: Callable[[bool], object] = bool,
 ) -> dict[str, Any]:
-    """Do the one stage that folder `out` holds, or find it done; returns its metrics."""
+    """Do the one stage that folder `out` holds, or find it done; returns its metrics.
+
+    `begins` is told, before anything is done, whether there is something to do.
+    """
     named, files = models_and_files(inputs)
     tools = ModelTools(config, progress.say)
     with RunFolder(out) as folder, folder.stage(".", settings={**settings, **named}, inputs=files) as stage:
         take_up_again(stage, config.stage_budget.budget())
+        begins(not stage.done)
         if stage.manifest is not None:
             print(f"{out} is finished: nothing was run again")
             return stage.manifest.metrics
@@ -348,7 +310,7 @@ def problems_of(config: RunConfig, *, need_answer: bool) -> list[Problem]:
 def _asked(config: RunConfig) -> dict[str, Any]:
     """The settings that change what a search finds."""
     parts = {name: getattr(config, name) for name in ("task", "fields", "limit", "seed")}
-    return parts | {name: getattr(config, name).model_dump(mode="json") for name in ("search", "prompt")}
+    return parts | {"search": config.search.model_dump(mode="json"), **config.prompting()}
 
 
 def _models(config: RunConfig) -> dict[str, str | Path | None]:
@@ -365,7 +327,7 @@ def _answered(trees: Sequence[Tree], path: Path) -> dict[str, Tree]:
     return {tree.problem.id: tree for tree in trees}
 
 
-def _file(path: Path, name: str) -> Path:
+def existing(path: Path, name: str) -> Path:
     """`path`, or the file `name` in it when it is a folder."""
     path = path / name if path.is_dir() else path
     if not path.is_file():

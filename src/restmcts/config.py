@@ -23,6 +23,7 @@ from restmcts.search import get_search
 from restmcts.search.settings import SearchSettings
 from restmcts.sections import (
     METHOD_DEFAULTS,
+    ClusterSettings,
     CompareSettings,
     Curriculum,
     EvaluateSettings,
@@ -97,6 +98,7 @@ class RunConfig(Settings):
     evaluate: EvaluateSettings = Field(default_factory=EvaluateSettings)
     compare: CompareSettings = Field(default_factory=CompareSettings)
     serve: ServeSettings = Field(default_factory=ServeSettings)
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
 
     @field_validator("report_to", mode="before")
     @classmethod
@@ -124,6 +126,12 @@ class RunConfig(Settings):
         if self.generate is not None and any((self.problems, self.heldout, self.worked)):
             raise ValueError("give either generate, or problems, heldout and worked, not both")
         return self
+
+    def prompting(self) -> dict[str, Any]:
+        """How questions are put to models, as manifests hold it: what of that changes the answers."""
+        changing = {"ask", "tokenizer", "judge_tokens"}
+        server = self.engine.server.model_dump(mode="json", include=changing, exclude_defaults=True)
+        return {"prompt": self.prompt.model_dump(mode="json"), **({"server": server} if server else {})}
 
     def check_complete(self) -> None:
         """Raise ConfigError unless a whole run can start from these settings."""

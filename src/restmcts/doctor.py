@@ -33,6 +33,7 @@ EXTRAS: dict[str, dict[str, str]] = {
     },
     "rl": {"trl": "1.16"},
     "openai": {"openai": "3.0"},
+    "ray": {"ray": "2.49"},
     "demo": {"reasoning-gym": "0.1.20"},
 }
 """extra → what it brings, and the oldest version that will do (pyproject.toml)"""
@@ -40,6 +41,7 @@ _FOR = {
     "hf": "models: search, training, hub data sets, Parquet",
     "rl": "training on preferences and online",
     "openai": "models behind a server",
+    "ray": "searches on many machines",
     "demo": "the built-in question sets",
 }
 HUB_SECONDS = 2.0

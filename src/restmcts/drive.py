@@ -71,7 +71,7 @@ def run(
     spent no request is begun: open trees answer with what they have (`tree.stop` is then `stage_budget`), and the
     problems left are not drawn. `questions` says how many problems there are in all, counting those that were searched
     earlier; by default those given. Where they are fewer than `settings.parallel`, each tree has several expansions in
-    flight. The engines stay open.
+    flight. The engines stay open. Those of several machines (`Engines.carrier`) have so many trees open each.
 
     Raises EngineError when an engine is gone for good, and ConfigError when the method asks for values and there is no
     value model; trees delivered before are complete, the others are lost. What `on_tree` or the method raises comes
@@ -152,6 +152,11 @@ def run_errands(
     """`run` for searches of which each has a method and settings of its own; they are begun in the order given."""
     if concurrency < 1:
         raise ConfigError(f"concurrency = {concurrency}: at least one tree must be open")
+    if engines.carrier is not None:
+        bill = account or Account()
+        with bill.watching(engines), rare_collections(concurrency):
+            engines.carrier.carry(errands, concurrency=concurrency, on_tree=on_tree, account=bill)
+        return
     waiting = iter(errands)
 
     async def lane(drive: Drive) -> None:

@@ -85,7 +85,7 @@ def judge(job: Job, k: int, folder: Path, questions: Sequence[Problem], policy: 
         settings={
             "search": settings.model_dump(mode="json"),
             "every": every,
-            "prompt": job.config.prompt.model_dump(mode="json"),
+            **job.config.prompting(),
             "seed": job.config.seed,
         },
         inputs={"trees": folder, "judge": judging},

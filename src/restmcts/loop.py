@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from restmcts import curriculum, stages, training
+from restmcts import cluster, curriculum, ranks, stages, training
 from restmcts.cards import write_card
 from restmcts.config import RunConfig, dump_yaml
 from restmcts.console import Progress
 from restmcts.data import Data, prepare_data
 from restmcts.engines import Engines
-from restmcts.engines.opening import load_engines
 from restmcts.errors import ConfigError, Damaged, TrainError
 from restmcts.job import Job, Kind, OnStep, Tools, tracking_of
 from restmcts.methods import METHODS, Models, Round
@@ -29,7 +29,7 @@ from restmcts.sections import THROUGH_TRL
 from restmcts.store import RunFolder, write_atomic
 from restmcts.tasks.grade import Grader
 from restmcts.trackers import check_installed
-from restmcts.train.settings import Training
+from restmcts.train.settings import RowTraining, Training
 from restmcts.types import Problem
 
 log = logging.getLogger("restmcts")
@@ -64,8 +64,21 @@ def run(config: RunConfig, *, tools: Tools | None = None, progress: Progress | N
 
 def check(config: RunConfig) -> None:
     """Raise ConfigError unless a run can start from these settings."""
+    if ranks.count() > 1:
+        raise ConfigError(
+            f"a run is one process, and {ranks.count()} were launched: start it alone, and name the launcher's "
+            "configuration in policy_training.accelerate and value_training.accelerate"
+        )
     config.check_complete()
     check_installed(config.report_to)
+    for place, section in (("", config), ("warm_start.", config.warm_start)):
+        for name in ("policy_training", "value_training"):
+            plan = getattr(section, name).accelerate
+            if plan is not None and not plan.is_file():  # to be told now, not after hours of searching
+                raise ConfigError(
+                    f"{place}{name}.accelerate = '{plan}': no such file; write it with: accelerate config "
+                    f"--config_file {plan}"
+                )
     if config.policy == "scripted":
         raise ConfigError("policy = 'scripted': it cannot be trained; give a model (embedded, a folder or a hub id)")
     if config.engine.kind == "openai":
@@ -190,13 +203,17 @@ def modes(config: RunConfig, data: Data, k: int) -> Sequence[str]:
 
 
 class ModelTools:
-    """Models served by the engine that the settings name, and trained in this process; `say` shows a line."""
+    """Models served by the engine that the settings name, and trained in this process or in those that it launches.
+
+    `say` shows a line.
+    """
 
     def __init__(self, config: RunConfig, say: Callable[[str], None] | None = None) -> None:
         self.config, self.say = config, say
 
     def load_engines(self, policy: str | Path, value: str | Path | None, examples: Sequence[Problem]) -> Engines:
-        return load_engines(policy, value, self.config.prompt, self.config.engine, examples, say=self.say)
+        config = self.config
+        return cluster.open_engines(config.cluster, policy, value, config.prompt, config.engine, examples, say=self.say)
 
     def train(
         self,
@@ -214,6 +231,10 @@ class ModelTools:
         if kind == "online":
             options["consensus"] = self.config.labels.source == "majority"
         train = trainer(kind)
+        if isinstance(settings, RowTraining) and settings.accelerate is not None and ranks.count() == 1:
+            from restmcts.train.launch import launch
+
+            train = partial(launch, kind)
         if not self.config.report_to:
             return train(rows, **options)
         from restmcts.train.reporting import opened

@@ -193,6 +193,25 @@ class ServeSettings(Settings):
     grace: float = Field(default=10, ge=0, description="seconds that open searches get to end when the server is ended")
 
 
+class ClusterSettings(Settings):
+    """Searches and evaluations on the machines of a Ray cluster (docs/cluster.md). Nothing here changes what is found.
+
+    `engine.concurrency` trees are open at each worker.
+    """
+
+    address: str | None = Field(
+        default=None,
+        description="HOST:PORT of the cluster, or auto: the one of this machine; unset: this process alone",
+    )
+    workers: int | None = Field(
+        default=None,
+        ge=1,
+        description="workers on a node, each with models of its own; they share its GPUs and cores; unset: one for "
+        "each GPU, or one where no node has any",
+    )
+    wait: float = Field(default=600, gt=0, description="seconds to wait for a worker while there is none")
+
+
 class StageBudget(Settings):
     """Hard limits for each stage that searches, evaluations included; it ends with what was found when one is reached.
 

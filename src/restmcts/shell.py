@@ -14,6 +14,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 
+from restmcts import ranks
 from restmcts.errors import RestmctsError, is_out_of_memory
 
 _EXTRAS = {
@@ -43,7 +44,8 @@ def guarded(command: Callable[[list[str]], int | None], arguments: Sequence[str]
         sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
         return code
     except KeyboardInterrupt:
-        _say(f"interrupted; {how_to_resume(rest)}")
+        if ranks.is_first():
+            _say(f"interrupted; {how_to_resume(rest)}")
         return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -51,6 +53,7 @@ def guarded(command: Callable[[list[str]], int | None], arguments: Sequence[str]
     except Exception as error:
         if debug:
             traceback.print_exc()
+        ranks.let_the_first_speak()
         expected = one_line(error)
         if expected is not None:
             _say(f"error: {expected}")
@@ -84,6 +87,8 @@ def one_line(error: BaseException) -> str | None:
 
 def how_to_resume(arguments: Sequence[str]) -> str:
     """The command that takes up the interrupted one; without `--redo`, which would start its stages over again."""
+    if ranks.count() > 1:
+        return "finished work is kept, go on with the same command"
     kept, skip = [], False
     for argument in arguments:
         if not skip and not argument.startswith("--redo"):

@@ -7,7 +7,7 @@ A stage's settings and inputs are those that change its result; engines' speed s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from restmcts.datasets import (
     worked_value_rows,
     write_rows,
 )
+from restmcts.engines import Engines
 from restmcts.evaluate import TREES, Searched, evaluate, greedy, search_all
 from restmcts.job import Job, OpenOnDemand
 from restmcts.judging import judge, trees_in_order, verdicts
@@ -80,7 +81,7 @@ def search(
         work,
         settings={
             "search": settings.model_dump(mode="json"),
-            "prompt": config.prompt.model_dump(mode="json"),
+            **config.prompting(),
             "seed": config.seed,
             "questions_per_round": config.questions_per_round,
             **asked,
@@ -106,24 +107,8 @@ def complete(job: Job, k: int, trees: Path, questions: Sequence[Problem], policy
     per_question = config.value_training.traces_per_question
 
     def work(stage: StageFolder) -> dict[str, Any]:
-        account, found = job.account(stage), trees_in_order(trees, questions)
-        with OpenOnDemand(lambda: job.tools.load_engines(policy, None, ())) as engines:
-            completed = complete_trees(
-                found,
-                config.labels,
-                config.search,
-                engines(),
-                grader=job.grader,
-                seed=job.seed("round", k, "completions"),
-                concurrency=config.engine.concurrency,
-                traces_per_question=per_question,
-                choice_seed=_label_seed(job, k),
-                path=stage.path / TREES,
-                on_tree=job.watch(stage, len(found), account),
-                account=account,
-            )
-            kind = engines().kind
-        return {"trees": completed.trees, **completed.summary(), "engine": kind, "speed": account.speed()}
+        found, seeds = trees_in_order(trees, questions), (job.seed("round", k, "completions"), _label_seed(job, k))
+        return draw_completions(job, stage, found, lambda: job.tools.load_engines(policy, None, ()), *seeds)
 
     return job.stage(
         f"round-{k}/completions",
@@ -133,12 +118,39 @@ def complete(job: Job, k: int, trees: Path, questions: Sequence[Problem], policy
         settings={
             "labels": {"rule": config.labels.rule},
             "search": chosen.model_dump(mode="json"),
-            "prompt": config.prompt.model_dump(mode="json"),
+            **config.prompting(),
             "seed": config.seed,
             "value_traces_per_question": per_question,
         },
         inputs={"trees": trees, "policy": policy},
     )
+
+
+def draw_completions(
+    job: Job, stage: StageFolder, trees: Sequence[Tree], load: Callable[[], Engines], seed: int, choice_seed: int
+) -> dict[str, Any]:
+    """Complete the steps of `trees`; the stage's trees.jsonl grows tree by tree. Returns what came of it.
+
+    `choice_seed` is that of the choice among a question's traces, the one with which they are labelled afterwards.
+    """
+    config, account = job.config, job.account(stage)
+    with OpenOnDemand(load) as engines:
+        completed = complete_trees(
+            trees,
+            config.labels,
+            config.search,
+            engines(),
+            grader=job.grader,
+            seed=seed,
+            concurrency=config.engine.concurrency,
+            traces_per_question=config.value_training.traces_per_question,
+            choice_seed=choice_seed,
+            path=stage.path / TREES,
+            on_tree=job.watch(stage, len(trees), account),
+            account=account,
+        )
+        kind = engines().kind
+    return {"trees": completed.trees, **completed.summary(), "engine": kind, "speed": account.speed()}
 
 
 # ---------------------------------------------------------------- label
@@ -321,7 +333,7 @@ def _measure(
         mode=mode,
         settings={
             "search": chosen.model_dump(mode="json"),
-            "prompt": config.prompt.model_dump(mode="json"),
+            **config.prompting(),
             "seed": config.seed,
             "limit": config.evaluate.limit,
             "examples": len(examples),

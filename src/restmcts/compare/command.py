@@ -70,7 +70,7 @@ def _greedy(job: Job, problems: list[Problem], engines: OpenOnDemand) -> tuple[l
     """The greedy answers as rows of the comparison, and the metrics of their stage."""
     config = job.config
     settings = {name: getattr(config, name) for name in ("task", "fields", "limit")}
-    settings |= {"prompt": config.prompt.model_dump(mode="json")}
+    settings |= config.prompting()
     search = greedy(config.search.model_copy(update={"budget_tokens": None}))
     inputs = {"policy": config.policy}
     metrics = commands.measure(job, GREEDY, problems, search, engines, settings=settings, inputs=inputs)

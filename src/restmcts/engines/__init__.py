@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from restmcts.engines.busy import Busy
 from restmcts.errors import EngineError
@@ -56,6 +57,15 @@ class ValueEngine(Protocol):
     async def close(self) -> None: ...
 
 
+class Carrier(Protocol):
+    """Takes whole searches to engines in other processes (`cluster.fleet.Fleet`); `drive.run_errands` asks it to."""
+
+    def carry(
+        self, errands: Iterable[Any], *, concurrency: int, on_tree: Callable[[Any, Any], None], account: Any
+    ) -> None:
+        """What `drive.run_errands` does, with `concurrency` trees open at each of the others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Engines:
     """The pair a search runs on. `value` is None for methods that never ask for a score."""
@@ -64,6 +74,8 @@ class Engines:
     value: ValueEngine | None = None
     kind: str | None = None
     """which of `opening.ENGINES` serves them; None when they were put together by hand"""
+    carrier: Carrier | None = None
+    """who takes searches to where the models are; `policy` and `value` then ask there, request by request"""
 
     async def close(self) -> None:
         await self.policy.close()
@@ -71,4 +83,4 @@ class Engines:
             await self.value.close()
 
 
-__all__ = ["Busy", "Engines", "PolicyEngine", "TransientError", "ValueEngine"]
+__all__ = ["Busy", "Carrier", "Engines", "PolicyEngine", "TransientError", "ValueEngine"]

@@ -50,7 +50,7 @@ def score_and_measure(
     """
     given = {BENCH: {sample.id: sample.tree() for sample in samples}, TREES: trees}
     named, files = models_and_files({"value": config.value, **sources})
-    settings = {"prompt": config.prompt.model_dump(mode="json"), "limit": config.limit, "seed": config.seed, **named}
+    settings = {**config.prompting(), "limit": config.limit, "seed": config.seed, **named}
     with RunFolder(out) as folder, folder.stage("values", settings=settings, inputs=files) as stage:
         take_up_again(stage, config.stage_budget.budget())
         if stage.done:
