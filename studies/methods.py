@@ -39,6 +39,7 @@ from studies.search import solution_tokens
 from studies.verifiers import (
     ENGINE,
     FULL,
+    VARIED,
     Opened,
     Seed,
     Sizes,
@@ -58,8 +59,8 @@ SIZES = Sizes(train=400, heldout=200)
 POLICY: dict[str, Any] = {"epochs": 2, "learning_rate": 5e-4, "batch_tokens": 512, **FULL}
 VALUE: dict[str, Any] = {"epochs": 2, "learning_rate": 5e-4, "batch_tokens": 1024, **FULL}
 ONE_BY_ONE = {name: value for name, value in FULL.items() if name != "micro_tokens"}
-BY_BUDGET: dict[str, Any] = {"threshold": 2.0, "iterations": 1000, "samples": 1000, "rollout_temperature": 1.0}
-"""of searches for traces to learn from, which end with their tokens; sampled rollouts, for the traces are to differ"""
+BY_BUDGET: dict[str, Any] = {"threshold": 2.0, "iterations": 1000, "samples": 1000, **VARIED}
+"""of searches for traces to learn from, which end with their tokens"""
 GROUPS, GROUP = 16, 8
 """questions of a step of online training, and solutions of each"""
 BY_TREE = {"search": {"method": "mcts_star"}}

@@ -40,6 +40,7 @@ VALUE_QUESTIONS, VALUE_SAMPLES = 600, 8
 """what the value model learns from"""
 ARMS: dict[str, dict[str, Any]] = {
     "mcts_star": {},
+    "no_greedy_first": {"greedy_first": False},
     "no_widening": {"widening": 0.0},
     "widening_1": {"widening": 1.0},
     "no_rollout": {"rollout_steps": 0},

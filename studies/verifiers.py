@@ -49,6 +49,8 @@ from studies.verifier_tables import NUMBERS, report
 KINDS = {kind.name: kind for kind in (arithmetic.KIND, countdown.KIND)}
 ENGINE = EngineSettings(kind="transformers", device="cpu", dtype="float32", max_rows=256)
 MOST_HELDOUT = 200
+VARIED: dict[str, Any] = {"greedy_first": False, "rollout_temperature": 1.0}
+"""of searches for traces to learn from, which are to differ: nothing takes the likeliest steps"""
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,7 @@ def collect(study: Seed, policy: Path, grader: Grader) -> Iterator[tuple[str, li
     first = sample(study, "first", policy, questions, round(budget / chain / len(questions) / 4), grader)
     guide = train_verifier(study, "guide", rows(first, "rest-mcts"), policy)
     left = round((budget - _spent(first)) / len(questions))
-    limits = {**study.kind.limits, "branch": 6, "rollout_temperature": 1.0, "budget_tokens": left}
+    limits = {**study.kind.limits, **VARIED, "branch": 6, "budget_tokens": left}
     settings = SearchSettings(iterations=1000, threshold=2, **limits)
     steered = search(study, "mcts", policy, guide, questions, settings, grader)
     yield "ours", rows([*first, *steered], "rest-mcts")

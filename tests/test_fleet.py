@@ -102,6 +102,22 @@ def test_a_question_that_workers_die_of_is_given_up():
     assert [job.name for job in queue] == ["q1"]
 
 
+def test_questions_that_workers_died_of_together_are_told_apart():
+    queue = queue_of(5, "a", room=4)
+    assert numbers(queue.hand_out()) == {"a": [1, 2, 3, 4]}
+    assert queue.lose("a", most=2) == (4, [])
+    queue.join("b")
+    assert numbers(queue.hand_out()) == {"b": [1, 5]}, "one of them, and what is beyond suspicion"
+    queue.join("c")
+    assert numbers(queue.hand_out()) == {"c": [2]}
+    queue.done("b", 1)
+    assert numbers(queue.hand_out()) == {"b": [3]}
+    _, given_up = queue.lose("c", most=2)
+    assert [job.name for job in given_up] == ["q1"]
+    assert [job.number for job in queue] == [4, 5, 3]
+    assert [job.number for job in queue.drop()] == [4]
+
+
 def test_requests_of_a_question_go_to_one_worker_at_once():
     queue = queue_of(0, "a", "b", room=1)
     for _ in range(3):

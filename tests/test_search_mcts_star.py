@@ -19,6 +19,7 @@ def search(book: Book, **settings: object) -> Tree:
     defaults: dict[str, object] = {
         "branch": 2,
         "widening": 0.0,
+        "greedy_first": False,
         "rollout_steps": 1,
         "exploration": 1.0,
         "threshold": 2.0,

@@ -25,6 +25,7 @@ class Job(Generic[W]):
     search: bool
     losses: int = 0
     """workers that were lost while they had it"""
+    suspect: bool = False
 
 
 @dataclass(slots=True)
@@ -48,7 +49,8 @@ class Queue(Generic[W]):
     """Jobs that wait, and jobs that workers have: each is in one place, and leaves it when its result is first told.
 
     A search goes to the worker that has the fewest, none having more than `room`. Single requests of a question all go
-    to one worker, at once, for they share their beginning.
+    to one worker, at once, for they share their beginning. A search that would be given up with the next worker that is
+    lost is a suspect: a worker has one of these at a time, so that it shows which of them is the cause.
     """
 
     def __init__(self, room: int = 1, *, last: int = 0) -> None:
@@ -56,6 +58,7 @@ class Queue(Generic[W]):
         self.last = last
         """number of the latest job; none has the number of another one, of an earlier queue either"""
         self._searches: deque[Job[W]] = deque()
+        self._suspects: deque[Job[W]] = deque()
         self._requests: deque[Job[W]] = deque()
         self._held: dict[str, _Held[W]] = {}
         self._out = 0
@@ -66,7 +69,7 @@ class Queue(Generic[W]):
 
     def __iter__(self) -> Iterator[Job[W]]:
         """All jobs."""
-        yield from (*self._requests, *self._searches)
+        yield from (*self._requests, *self._suspects, *self._searches)
         for held in self._held.values():
             yield from held.jobs.values()
 
@@ -91,11 +94,12 @@ class Queue(Generic[W]):
         back, given_up = 0, []
         for job in sorted(held.jobs.values(), key=lambda job: -job.number):
             job.losses += 1
-            if job.losses < most:
-                (self._searches if job.search else self._requests).appendleft(job)
-                back += 1
-            else:
+            if job.losses >= most:
                 given_up.append(job)
+                continue
+            back += 1
+            job.suspect = job.search and job.losses == most - 1
+            (self._suspects if job.suspect else self._searches if job.search else self._requests).appendleft(job)
         return back, given_up
 
     def done(self, worker: str, number: int) -> Job[W] | None:
@@ -107,7 +111,9 @@ class Queue(Generic[W]):
 
     def drop(self) -> list[Job[W]]:
         """Take the searches that still wait out of the queue."""
-        dropped, self._searches = list(self._searches), deque()
+        dropped = [*self._suspects, *self._searches]
+        self._suspects.clear()
+        self._searches.clear()
         return dropped
 
     def hand_out(self, coming: int = 0) -> dict[str, list[Job[W]]]:
@@ -122,11 +128,17 @@ class Queue(Generic[W]):
         while self._requests:
             job = self._requests.popleft()
             self._give(max(self._held, key=lambda worker: derive_seed(job.name, worker)), job, given)
-        if not self._searches:
+        waiting = len(self._suspects) + len(self._searches)
+        if not waiting:
             return given
-        share = -(-(len(self._searches) + self._out) // (len(self._held) + coming))
+        share = -(-(waiting + self._out) // (len(self._held) + coming))
         most = min(self.room, share)
         free = [(held.searches, worker) for worker, held in self._held.items() if held.searches < most]
+        for load, worker in sorted(free):
+            if self._suspects and not any(job.suspect for job in self._held[worker].jobs.values()):
+                self._give(worker, self._suspects.popleft(), given)
+                free.remove((load, worker))
+                free += [(load + 1, worker)] * (load + 1 < most)
         heapq.heapify(free)
         while self._searches and free:
             load, worker = heapq.heappop(free)

@@ -147,11 +147,20 @@ class Iterations(ABC):
             ways += best_first[::-1]
         return None
 
-    def grow(self, node: int, count: int, advice: str | None, origin: str, iteration: int) -> Phase[list[int]]:
+    def grow(
+        self,
+        node: int,
+        count: int,
+        origin: str,
+        iteration: int,
+        *,
+        temperature: float | None = None,
+        advice: str | None = None,
+    ) -> Phase[list[int]]:
         """Ask for `count` steps after `node`, make nodes of them and have them scored; returns the nodes they are."""
         tree, settings = self.tree, self.settings
         path, seed = tree.path(node), self.next_seed()
-        warm = self.rollout_temperature if origin == "rollout" else settings.temperature
+        warm = settings.temperature if temperature is None else temperature
         reply = yield Propose(tree.problem, path, count, seed, warm, settings.step_tokens, advice)
         if not isinstance(reply, Proposals):
             self.failed("propose", reply)

@@ -34,7 +34,7 @@ class _Mcts(Iterations):
         way = [0, *self.tree.nodes_to(leaf)]
         self.fly(way, 1)
         self.growing.add(leaf)
-        made = yield from self.grow(leaf, self.settings.branch, None, "expand", iteration)
+        made = yield from self.grow(leaf, self.settings.branch, "expand", iteration)
         self.growing.discard(leaf)
         if made:
             self.expanded[leaf] = True
@@ -79,7 +79,7 @@ class _Mcts(Iterations):
         """From the child on, one step after the other as the policy says, until something ended."""
         node = child
         while self.tree.status[node] == "open":
-            made = yield from self.grow(node, 1, None, "rollout", iteration)
+            made = yield from self.grow(node, 1, "rollout", iteration, temperature=self.rollout_temperature)
             if not made:
                 return
             node = made[0]

@@ -5,6 +5,7 @@ best child out greedily, and backs the values up to the root. Departures from th
 
 - only an answer finishes a node; finished and dead branches are closed and never selected again;
 - the steps of a rollout are nodes of the tree, so nothing that was generated is lost;
+- the search begins with the policy's likeliest solution, `greedy_first`;
 - a rollout of single samples takes the likeliest steps, unless `rollout_temperature` says otherwise;
 - with `widening`, a node gets further next steps as it is visited more often, so that no budget is bound to b of them;
 - what V said (`raw_value`) is kept apart from what search backed up (`value`), and a node V could not score has none.
@@ -15,13 +16,13 @@ Each part can be taken away by a setting: `self_critic`, `rollout_steps: 0`, `ro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 from restmcts.search.iterations import Iterations
 from restmcts.search.nodes import Phase, Search, finish, new_tree, score_nodes
 from restmcts.search.settings import AnswerRule, SearchSettings
 from restmcts.tasks import Task
-from restmcts.types import Critique, Problem, Verdict
+from restmcts.types import Answer, Ask, Critique, Problem, Tree, Verdict
 
 STATE_THE_ANSWER = "The solution is complete: state the final answer."
 """the advice for the next step when the self-critic sees the end of inference but no answer was stated"""
@@ -38,6 +39,29 @@ class _MctsStar(Iterations):
     """The phases of Algorithm 2."""
 
     usual_rule: AnswerRule = "posterior"
+
+    def __init__(self, tree: Tree, settings: SearchSettings, task: Task) -> None:
+        super().__init__(tree, settings, task)
+        self.likeliest: dict[int, int] = {}
+        """node → the child that is the policy's likeliest next step, where it was asked for"""
+
+    def run(self) -> Generator[Ask, Answer, str]:
+        if self.settings.greedy_first and self.settings.temperature > 0:
+            yield from self.begin_greedily()
+        return "threshold" if self.solved else (yield from super().run())
+
+    def begin_greedily(self) -> Phase[None]:
+        """What the policy would say without a search: its likeliest steps, from the root to their end.
+
+        So the search starts with a whole solution, and is not behind greedy decoding when its budget is small.
+        """
+        node = 0
+        while not self.closed[node]:
+            made = yield from self.grow(node, 1, "greedy", 0, temperature=0.0)
+            if not made:
+                return
+            self.likeliest[node] = made[0]
+            node = made[0]
 
     def iterate(self, leaf: int, iteration: int) -> Phase[None]:
         way = [0, *self.tree.nodes_to(leaf)]
@@ -84,7 +108,7 @@ class _MctsStar(Iterations):
         Those that an earlier rollout left are among them.
         """
         count = min(max(self.lacking(leaf), 1), self.settings.branch) if self.expanded[leaf] else self.settings.branch
-        made = yield from self.grow(leaf, count, advice, "expand", iteration)
+        made = yield from self.grow(leaf, count, "expand", iteration, advice=advice)
         if not made:
             return None
         self.expanded[leaf] = True
@@ -120,7 +144,7 @@ class _MctsStar(Iterations):
         width = self.settings.rollout_branch if greedy else 1
         met = [tree.raw_value[child]]
         for _ in range(self.settings.rollout_steps):
-            made = yield from self.grow(node, width, None, "rollout", iteration)
+            made = yield from self.roll(node, width, iteration)
             alive = [n for n in made if tree.status[n] != "dead"]
             if not alive:
                 break
@@ -134,6 +158,16 @@ class _MctsStar(Iterations):
             found = max(values) if greedy else values[-1]
             tree.value[child] = found if own is None else alpha * own + (1 - alpha) * found
         tree.visits[child] += 1
+
+    def roll(self, node: int, width: int, iteration: int) -> Phase[list[int]]:
+        """The next step of a rollout. The likeliest is asked for once at each node: it would be the same again."""
+        warm = self.rollout_temperature
+        if warm == 0 and node in self.likeliest:
+            return [self.likeliest[node]]
+        made = yield from self.grow(node, width, "rollout", iteration, temperature=warm)
+        if warm == 0 and made:
+            self.likeliest[node] = made[0]
+        return made
 
     @property
     def rollout_temperature(self) -> float:

@@ -29,6 +29,9 @@ class SearchSettings(Settings):
     branch: int = Field(
         default=3, ge=1, description="b: next steps proposed at an expansion; M of beam and dvts, k of tot_bfs, tot_dfs"
     )
+    greedy_first: bool = Field(
+        default=True, description="begin mcts_star with the policy's likeliest solution, from the root to its end"
+    )
     rollout_steps: int = Field(
         default=32, ge=0, description="m: steps of the greedy rollout; 0: none; max_depth or more: to the end"
     )
