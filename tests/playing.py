@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import hypothesis
 
@@ -31,6 +32,8 @@ MANY = hypothesis.settings(max_examples=400, deadline=None)
 EACH = hypothesis.settings(max_examples=150, deadline=None)
 """for properties that all methods share"""
 
+PLAIN: dict[str, Any] = {"widening": 0.0, "greedy_first": False}
+"""MCTS* as published, where a tree is worked out by hand"""
 PROBLEM = Problem("p", "What is 3 + 4?", "7")
 
 
@@ -129,6 +132,7 @@ __all__ = [
     "ANY",
     "EACH",
     "MANY",
+    "PLAIN",
     "PROBLEM",
     "TASK",
     "Book",

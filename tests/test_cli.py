@@ -60,7 +60,8 @@ def test_solve_shows_steps_values_answer_and_cost(restmcts):
 
 def test_solve_as_json_is_a_tree_and_depends_on_the_seed_alone(restmcts):
     def tree(seed):
-        record = json.loads(restmcts("solve", "What is 2 + 3?", "--policy", "scripted", "--json", "--seed", seed).out)
+        asked = ("solve", "What is 2 + 3?", "--policy", "scripted", "--json", "--set", "search.greedy_first=false")
+        record = json.loads(restmcts(*asked, "--seed", seed).out)
         del record["usage"]
         return record
 
@@ -175,7 +176,8 @@ def test_the_same_command_again_does_nothing_again(restmcts, problems):
 
 
 def test_a_search_whose_stage_budget_is_spent_goes_on_when_it_is_raised(restmcts, problems):
-    command = (*SEARCH, "--problems", problems, "--set", "engine.concurrency=2")
+    settings = ("--set", "engine.concurrency=2", "--set", "search.greedy_first=false")  # which is enough here
+    command = (*SEARCH, "--problems", problems, *settings)
     whole = restmcts(*command, "--out", "whole")
     limit = "stage_budget.policy_tokens"
     first = restmcts(*command, "--out", "found", "--set", f"{limit}=120")

@@ -34,6 +34,7 @@ from restmcts.types import (
     Usage,
     Verdict,
 )
+from tests.playing import PLAIN
 
 MATH = get_task("math")
 
@@ -269,7 +270,7 @@ def test_a_request_is_cut_to_fewer_samples_before_shorter_ones():
         return "a step of six words only"  # 7 tokens with its delimiter
 
     value = ScriptedValue(lambda problem, path: 0.5)
-    options: dict[str, Any] = {"branch": 3, "widening": 0, "step_tokens": 8, "rollout_steps": 0, "budget_tokens": 44}
+    options: dict[str, Any] = {"branch": 3, "step_tokens": 8, "rollout_steps": 0, "budget_tokens": 44} | PLAIN
     (tree,) = search(make(1), Engines(ScriptedPolicy(script), value), **options)
     # 44 − 3·7 = 23 < 3·8: two samples; 23 − 2·7 = 9: one; 2 are left for a step of 7, which is cut and dropped.
     assert list(asked.values()) == [(3, 8), (2, 8), (1, 8), (1, 2)]
@@ -548,7 +549,7 @@ def fixed_value(*values: float) -> ScriptedValue:
 def test_unsound_values_are_refused(values, message):
     policy = ScriptedPolicy(lambda request, seed: f"step {seed % 1000}")
     with pytest.raises(EngineError, match=message):
-        search(make(1), Engines(policy, fixed_value(*values)), branch=2)
+        search(make(1), Engines(policy, fixed_value(*values)), branch=2, greedy_first=False)
 
 
 def test_more_samples_than_asked_for_are_refused():

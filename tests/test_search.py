@@ -15,7 +15,7 @@ from restmcts.errors import ConfigError
 from restmcts.search import SEARCHES, SearchSettings, get_search
 from restmcts.search.nodes import add_samples, conclude, new_tree, path_probabilities
 from restmcts.types import Critique, Failed, Proposals, Propose, Reply, Request, Sample, Scores, Step, Tree, Verdict
-from tests.playing import EACH, PROBLEM, TASK, Book, path_text, play, samples
+from tests.playing import EACH, PLAIN, PROBLEM, TASK, Book, path_text, play, samples
 
 TEXTS = ["a", "b", "c", "d", "", " ", "Answer: 7", "Answer: 8"]
 
@@ -63,6 +63,7 @@ class Telling(Noise):
 
 settings_strategy = st.builds(
     SearchSettings,
+    greedy_first=st.booleans(),
     iterations=st.integers(1, 12),
     branch=st.integers(1, 4),
     rollout_steps=st.integers(0, 6),
@@ -395,7 +396,7 @@ def test_the_posterior_is_decided_when_too_little_was_not_found(second, stop):
     book = Book(
         {"": [[answer(7, 0.5), answer(8, second), rest]], "c": [[""]]}, {"Answer: 7": 0.9, "Answer: 8": 0.4, "c": 0.5}
     )
-    settings = SearchSettings(widening=0, iterations=9, rollout_steps=0, stop_decided=True, threshold=2)
+    settings = SearchSettings(**PLAIN, iterations=9, rollout_steps=0, stop_decided=True, threshold=2)
     tree = play(SEARCHES["mcts_star"](PROBLEM, settings, 1, TASK), book)
     assert (tree.final_answer, tree.stop) == ("7", stop)
 
@@ -422,7 +423,7 @@ def test_with_advice_nothing_is_known_of_what_was_not_found():
             {"Answer: 7": 0.9, **dict.fromkeys("cde", 0.5)},
         )
         settings = SearchSettings(
-            widening=0, iterations=3, branch=2, rollout_steps=0, stop_decided=True, threshold=2, self_critic=critic
+            **PLAIN, iterations=3, branch=2, rollout_steps=0, stop_decided=True, threshold=2, self_critic=critic
         )
         assert play(SEARCHES["mcts_star"](PROBLEM, settings, 1, TASK), book).stop == stop
 
@@ -440,7 +441,7 @@ def test_iterations_in_flight_go_apart(parallel, last):
         {"a": 0.6, "b": 0.5, "a1": 0.6, "a2": 0.58, "b1": 0.5, "b2": 0.4},
     )
     settings = SearchSettings(
-        widening=0,
+        **PLAIN,
         branch=2,
         rollout_steps=0,
         exploration=0,

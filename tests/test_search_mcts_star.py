@@ -11,15 +11,14 @@ from hypothesis import strategies as st
 from restmcts.search import SearchSettings, mcts_star
 from restmcts.search.mcts_star import STATE_THE_ANSWER
 from restmcts.types import Critique, Failed, Propose, Sample, Score, Step, Tree, Verdict
-from tests.playing import MANY, PROBLEM, TASK, Book, path_text, play
+from tests.playing import MANY, PLAIN, PROBLEM, TASK, Book, path_text, play
 from tests.test_search import Noise, settings_strategy
 
 
 def search(book: Book, **settings: object) -> Tree:
     defaults: dict[str, object] = {
         "branch": 2,
-        "widening": 0.0,
-        "greedy_first": False,
+        **PLAIN,
         "rollout_steps": 1,
         "exploration": 1.0,
         "threshold": 2.0,
@@ -91,7 +90,7 @@ def test_a_rollout_does_not_close_what_was_never_expanded():
         {
             "": [["a", "a"]],
             "a": [["b"], ["b", "c"]],
-            "a / b": [["Answer: 7"], ["Answer: 7"], ["Answer: 7", "Answer: 7"]],  # two rollouts, then the expansion
+            "a / b": [["Answer: 7"], ["Answer: 7", "Answer: 7"]],  # a rollout, then the expansion
             "a / c": [["Answer: 8", "Answer: 9"]],
         },
         {"a": 0.3, "b": 0.6, "c": 0.5, "Answer: 7": 0.7, "Answer: 8": 0.6, "Answer: 9": 0.8},
@@ -99,7 +98,7 @@ def test_a_rollout_does_not_close_what_was_never_expanded():
     tree = search(book, iterations=9, rollout_steps=9)
     assert expanded_at(book) == ["", "a", "a / c", "a / b"]
     assert (tree.stop, tree.visits[0]) == ("exhausted", 4)
-    assert tree.copies[tree.text.index("Answer: 7")] == 4
+    assert tree.copies[tree.text.index("Answer: 7")] == 3
     assert tree.final_answer == "7"
 
 
@@ -185,7 +184,7 @@ def test_a_spent_budget_in_the_middle_of_an_iteration():
     steps = {"": [["Answer: 7", "b"]]}
     for requests, values in ((1, [None, None, None]), (2, [None, 0.5, 0.4])):
         book = Book(steps, {"Answer: 7": 0.5, "b": 0.4})
-        tree = play(mcts_star(PROBLEM, SearchSettings(branch=2), 0, TASK), book, requests=requests)
+        tree = play(mcts_star(PROBLEM, SearchSettings(**PLAIN, branch=2), 0, TASK), book, requests=requests)
         assert (tree.stop, tree.final_answer, tree.raw_value) == ("budget", "7", values)
 
 
@@ -265,7 +264,8 @@ def test_counts_and_ends_of_any_search(settings, seed, failures):
     leaves = [n for n in range(len(tree)) if n not in tree.parent]
     early = settings.stop_decided or settings.stop_lead is not None
     assert (tree.stop == "threshold") == any(v is not None and v >= settings.threshold for v in finished)
-    assert 1 <= tree.visits[0] <= settings.iterations
+    first = settings.greedy_first and tree.stop == "threshold"  # the likeliest solution was good enough
+    assert (0 if first else 1) <= tree.visits[0] <= settings.iterations
     assert (tree.stop == "iterations") <= (tree.visits[0] == settings.iterations)
     assert (tree.stop == "decided") <= (early and settings.answer_rule != "best" and bool(finished))
     if tree.stop == "exhausted":
@@ -277,6 +277,50 @@ def test_counts_and_ends_of_any_search(settings, seed, failures):
         assert tree.visits[node] == 0 or tree.status[node] != "dead"
     if not failures and whole:
         assert all((tree.raw_value[n] is None) == (n == 0 or tree.status[n] == "dead") for n in range(len(tree)))
+
+
+def test_a_search_begins_with_the_likeliest_solution():
+    """Its steps are children like others: their parents are expanded in their turn, and its end takes part in votes."""
+    book = Book(
+        {"": [["a"], ["a", "b"]], "a": [["Answer: 7"]], "b": [["b1"]]},
+        {"a": 0.4, "b": 0.6, "Answer: 7": 0.5, "b1": 0.3},
+    )
+    tree = search(book, iterations=1, greedy_first=True)
+    assert tree.text == ["", "a", "Answer: 7", "b", "b1"]
+    assert tree.origin == ["root", "greedy", "greedy", "expand", "rollout"]
+    assert tree.iteration == [0, 0, 0, 1, 1]
+    assert [(path_text(r.path), r.n, r.temperature) for r in book.asked(Propose)] == [
+        ("", 1, 0.0),
+        ("a", 1, 0.0),
+        ("", 2, 0.7),
+        ("b", 1, 0.0),
+    ]
+    assert (tree.copies[1], tree.visits[0], tree.final_answer) == (2, 1, "7")
+
+
+def test_a_likeliest_solution_that_is_good_enough_is_all_there_is():
+    book = Book({"": [["a"]], "a": [["Answer: 7"]]}, {"a": 0.4, "Answer: 7": 0.95})
+    tree = search(book, greedy_first=True, threshold=0.9)
+    assert (tree.text, tree.visits[0], tree.stop) == (["", "a", "Answer: 7"], 0, "threshold")
+
+
+@pytest.mark.parametrize("first", [Failed("busy"), [""], ["Answer: 7"]])
+def test_a_search_goes_on_from_however_its_likeliest_solution_ended(first):
+    book = Book({"": [first, ["a", "b"]]}, {"a": 0.4, "b": 0.6, "Answer: 7": 0.5})
+    tree = search(book, iterations=1, rollout_steps=0, greedy_first=True)
+    assert tree.text[-2:] == ["a", "b"]
+    assert (tree.visits[0], tree.stop) == (1, "iterations")
+
+
+def test_the_likeliest_step_is_asked_for_once():
+    """The second rollout goes through the first one's steps, and asks for what comes after them."""
+    steps = {"": [["a", "a"]], "a": [["c"], ["c", "d"]], "a / c": [["e"]], "a / c / e": [["Answer: 7"]]}
+    values = {"a": 0.6, "c": 0.6, "d": 0.2, "e": 0.6, "Answer: 7": 0.6}
+    book = Book(steps, values)
+    tree = search(book, iterations=2, rollout_steps=2)
+    assert [path_text(request.path) for request in book.asked(Propose)] == ["", "a", "a / c", "a", "a / c / e"]
+    assert tree.copies[tree.text.index("e")] == 1
+    assert tree.visits[tree.text.index("c")] == 1
 
 
 def test_widening_gives_a_node_more_children_as_it_is_visited():

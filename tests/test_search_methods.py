@@ -14,7 +14,7 @@ from restmcts.search import SEARCHES, VARIANTS, SearchSettings
 from restmcts.search.nodes import best_of, conclude, new_tree, path_value
 from restmcts.seeds import derive_seed
 from restmcts.types import Failed, Proposals, Propose, Reply, Request, Sample, Score, Scores, Step, Tree
-from tests.playing import MANY, PROBLEM, TASK, Book, path_text, play
+from tests.playing import MANY, PLAIN, PROBLEM, TASK, Book, path_text, play
 from tests.test_search import Noise, Telling, settings_strategy
 
 TEXTS = ["a", "b", "Answer: 7", "Answer: 8"]
@@ -360,7 +360,7 @@ def test_what_plain_mcts_backs_up_is_the_mean_of_the_endings(settings, seed, fai
 def test_a_random_rollout_takes_one_step_each_and_its_end_for_its_value():
     def value(**settings: Any) -> tuple[float | None, list[int]]:
         book = Book({"": [["a"]], "a": [["b"]], "a / b": [["Answer: 7"]]}, {"a": 0.4, "b": 0.9, "Answer: 7": 0.5})
-        tree = search("mcts_star", book, iterations=1, branch=1, rollout_branch=3, **settings)
+        tree = search("mcts_star", book, **PLAIN, iterations=1, branch=1, rollout_branch=3, **settings)
         return tree.value[1], [n for _, n in proposed(book)]
 
     assert value() == (pytest.approx(0.5 * 0.4 + 0.5 * 0.9), [1, 3, 3])
@@ -379,7 +379,7 @@ def test_vanilla_back_up_by_hand():
         },
         {"a": 0.6, "b": 0.5, "a1": 0.8, "b1": 0.4, "b2": 0.55, "Answer: 7": 0.3, "a2": 0.9, "Answer: 8": 0.95},
     )
-    tree = search("mcts_star", book, iterations=3, widening=0, rollout_steps=1, backup="vanilla")
+    tree = search("mcts_star", book, **PLAIN, iterations=3, rollout_steps=1, backup="vanilla")
     # 0.7, then 0.55, then 0.925; a had 0.7 from its own rollout before that.
     assert tree.value[:3] == pytest.approx([(0.7 + 0.55 + 0.925) / 3, (0.7 + 0.925) / 2, 0.55])
     assert tree.visits[:3] == [3, 2, 1]
