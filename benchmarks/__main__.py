@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import cluster, engines, main_job, rewards, search_cost, serve, training
+from benchmarks import cluster, engines, main_job, rewards, search_cost, serve, training, values
 from benchmarks.common import Benchmark, machine, table
 from restmcts.errors import RestmctsError
 from restmcts.files import write_json
@@ -24,6 +24,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "rewards": rewards.run,
     "training": training.run,
     "engines": engines.run,
+    "values": values.run,
     "serve": serve.run,
 }
 
