@@ -115,11 +115,14 @@ def _trainer(folder: Path, kind: str, model: Any, examples: Sequence[Any], quest
 
 def _packed(trainer: Any) -> tuple[float, int]:
     """Seconds for the gradients of all steps, and the tokens that were computed."""
+    from restmcts.models import one_thread
+
     steps = list(trainer.get_train_dataloader())
     model = trainer._wrap_model(trainer.accelerator.prepare_model(trainer.model))
-    for step in steps[:3]:  # the first pass of a size prepares kernels
-        trainer.training_step(model, step)
-    seconds = timed(lambda: [trainer.training_step(model, step) for step in steps])[1]
+    with one_thread():  # as trainings do: passes have threads of their own
+        for step in steps[:3]:  # the first pass of a size prepares kernels
+            trainer.training_step(model, step)
+        seconds = timed(lambda: [trainer.training_step(model, step) for step in steps])[1]
     return seconds, sum(one["inputs"]["input_ids"].numel() for step in steps for one in step["passes"])
 
 
