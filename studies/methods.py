@@ -30,6 +30,7 @@ from restmcts.lens import bestofn
 from restmcts.rows import POLICY_ROWS
 from restmcts.search import SearchSettings
 from restmcts.seeds import derive_seed
+from restmcts.tasks import get_task
 from restmcts.tasks.grade import Grader
 from restmcts.train.settings import PolicyTraining
 from restmcts.types import Tree
@@ -187,13 +188,19 @@ def draw(study: Seed, name: str, policy: Path, grader: Grader) -> None:
     """Samples of the held-out questions: the chances that one of k is right, and that the majority of k is."""
     part = f"drawn/{name.replace(' ', '-')}"
     trees = sample(study, part, policy, study.questions["heldout"], NUMBERS[-1], grader)
+    write_chances(study.out / part, trees, grader, study.seed)
+
+
+def write_chances(folder: Path, trees: Sequence[Tree], grader: Grader, seed: int) -> None:
+    """For each question, the chances by k that one of k of its samples is right, and that their majority is."""
     lines = []
     for tree, flags in zip(trees, verify(trees, grader), strict=True):
-        drawn = bestofn.pool(dataclasses.replace(tree, raw_value=[0.5] * len(tree)), flags, study.task)
+        leaves = dataclasses.replace(tree, raw_value=[0.5] * len(tree))  # no value decides here
+        drawn = bestofn.pool(leaves, flags, get_task(tree.problem.task))
         assert drawn is not None
-        chances = bestofn.expected(drawn, NUMBERS, study.seed)
+        chances = bestofn.expected(drawn, NUMBERS, seed)
         lines.append({"id": tree.problem.id, "pass": chances["any"], "majority": chances["majority"]})
-    write_jsonl(study.out / part / "chances.jsonl", lines)
+    write_jsonl(folder / "chances.jsonl", lines)
 
 
 def main() -> None:

@@ -8,10 +8,14 @@ import operator
 
 import pytest
 
+from restmcts.files import read_jsonl
 from restmcts.tasks import get_task
+from restmcts.tasks.grade import Grader
+from restmcts.types import Problem, Step, Tree
 from studies import countdown
 from studies.arithmetic import KIND, MODULUS, OPERANDS, WITHHELD, facts, problems, withheld, worked
 from studies.kinds import write_model
+from studies.methods import write_chances
 from studies.verifiers import KINDS, Seed, Sizes
 
 SUMS = dataclasses.replace(KIND, worked=((2, 20), (3, 30)))
@@ -46,6 +50,18 @@ def test_a_policy_is_never_shown_what_is_withheld(tmp_path):
     assert all(secret.isdisjoint(facts(problem.question)) for problem in study.questions["worked"])
     asked = [fact for name in ("train", "heldout") for p in study.questions[name] for fact in facts(p.question)]
     assert secret & set(asked), "but it is asked for it"
+
+
+def test_chances_of_samples(tmp_path):
+    tree = Tree(Problem("p", "What is 3 + 4?", "7"), "sample", 0)
+    for answer in ("7", "8", "7", "9"):
+        tree.add(0, Step(f"Answer: {answer}"), status="finished", answer=answer)
+    with Grader() as grader:
+        write_chances(tmp_path, [tree], grader, 0)
+    [found] = read_jsonl(tmp_path / "chances.jsonl")
+    assert found["id"] == "p"
+    assert found["pass"] == pytest.approx([0.5, 1.0, 1.0])  # of 1, of 4, and of 16, which are these 4
+    assert found["majority"] == pytest.approx([0.5, 1.0, 1.0], abs=0.02)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
