@@ -57,7 +57,9 @@ def draw(config: RunConfig) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     problems = load_problems(config.out / "data" / "heldout.jsonl")
     settings = config.search.model_copy(update={"method": "sample", "samples": NUMBERS[-1], "budget_tokens": None})
-    engines = load_engines(config.out / f"round-{config.rounds}" / "policy", settings=config.engine)
+    made = [config.out / f"round-{k}" / "policy" for k in range(config.rounds, -1, -1)]
+    policy = next((model for model in made if (model / "config.json").exists()), config.policy)  # it may have kept it
+    engines = load_engines(policy, settings=config.engine)
     seed = derive_seed(config.seed, "drawn")
     with Grader() as grader:
         try:
