@@ -58,7 +58,9 @@ def draw(config: RunConfig) -> None:
     problems = load_problems(config.out / "data" / "heldout.jsonl")
     settings = config.search.model_copy(update={"method": "sample", "samples": NUMBERS[-1], "budget_tokens": None})
     made = [config.out / f"round-{k}" / "policy" for k in range(config.rounds, -1, -1)]
-    policy = next((model for model in made if (model / "config.json").exists()), config.policy)  # it may have kept it
+    policy = next(
+        (model for model in made if (model / "config.json").exists()), Path(str(config.policy))
+    )  # kept as it was
     engines = load_engines(policy, settings=config.engine)
     seed = derive_seed(config.seed, "drawn")
     with Grader() as grader:
