@@ -1,9 +1,9 @@
 """The paper's comparison of self-training on a real language model: ReST-MCTS*, ReST-EM and Self-Rewarding.
 
-    python -m studies.embedded OUT --seed 0     one seed: three runs of `--preset demo`; the same command resumes
+    python -m studies.embedded OUT --seed 0     one seed: a warm start and three runs; the same command resumes
     python -m studies.embedded OUT --report     the tables over all seeds in OUT
 
-Per seed: a whole run of ReST-MCTS*; from the models of its warm start, on its questions, the other methods. All of them
+Per seed: a warm start, and from its models, on the same questions, a run of each method. All of them
 collect data with the same generated tokens a question (the judge's verdicts come on top), learn from it for the same
 epochs, and are asked the same held-out questions: greedily, by search, and the last policies for 16 samples of each. A
 run takes minutes on a GPU, and an hour or more on two CPU cores; with `--preset demo-small`, a seed takes 25 minutes of
@@ -30,38 +30,63 @@ from restmcts.tasks.load import load_problems
 from studies.method_tables import FIRST, NUMBERS, report
 from studies.methods import write_chances
 
-OTHERS = ("rest-em", "self-rewarding")
 ALL = 1000
 """iterations and samples: more than the tokens of a question pay for"""
 PREFERENCE = {"epochs": 1, "learning_rate": 5e-5, "sft_weight": 0.1}
+ARMS: dict[str, dict[str, Any]] = {
+    FIRST: {"evaluate": {"base": ["greedy"]}},
+    "rest-em": {"evaluate": {"base": [], "search": {"method": "mcts_star"}}},
+    # A judge's prompt is long: with more questions open, the cache forgets one before its verdict is there.
+    "self-rewarding": {
+        "evaluate": {"base": [], "search": {"method": "mcts_star"}},
+        "engine": {"concurrency": 40},
+    },
+}
+"""methods, and what their runs need beside it"""
 
 
 def run(out: Path, seed: int, preset: str) -> None:
-    """One seed: the first method from the base model, the others from its warm start."""
-    runs = out / f"seed-{seed}" / "runs"
+    """One seed: a warm start, which is the base of the tables, and every method from there."""
+    folder = out / f"seed-{seed}"
     common = {"seed": seed, "search": {"iterations": ALL, "samples": ALL}, "preference": PREFERENCE}
-    first = load_config(preset=preset, flags={**common, "out": runs / FIRST, "evaluate": {"base": ["greedy"]}})
-    loop.run(first, progress=Progress(mode="auto"))
-    draw(first)
-    for method in OTHERS:
-        config = other(first, method, preset, {**common, "out": runs / method})
+    start = load_config(
+        preset=preset, flags={**common, "rounds": 0, "out": folder / "start", "evaluate": {"methods": ["greedy"]}}
+    )
+    loop.run(start, progress=Progress(mode="auto"))
+    draw(start, folder / "drawn" / "base")
+    for method in ARMS:
+        config = from_start(start.out, method, preset, {**common, "out": folder / "runs" / method})
         loop.run(config, progress=Progress(mode="auto"))
-        draw(config)
+        draw(config, folder / "drawn" / method)
 
 
-def draw(config: RunConfig) -> None:
+def from_start(start: Path, method: str, preset: str, common: dict[str, Any]) -> RunConfig:
+    """A method's run from a warm start. What that learned from is not shown again: to no method, so to none alone."""
+    return load_config(
+        preset=preset,
+        flags={
+            **common,
+            "method": method,
+            "policy": str(start / "round-0" / "policy"),
+            "value": str(start / "round-0" / "value"),
+            "problems": str(start / "data" / "train.jsonl"),
+            "heldout": str(start / "data" / "heldout.jsonl"),
+            "warm_start": {"policy": False, "value": False},
+            **ARMS[method],
+        },
+    )
+
+
+def draw(config: RunConfig, folder: Path) -> None:
     """Samples of the held-out questions by a run's last policy: what one of k, and their majority, are worth."""
-    folder = config.out.parent.parent / "drawn" / config.out.name
     if (folder / "chances.jsonl").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     problems = load_problems(config.out / "data" / "heldout.jsonl")
     settings = config.search.model_copy(update={"method": "sample", "samples": NUMBERS[-1], "budget_tokens": None})
     made = [config.out / f"round-{k}" / "policy" for k in range(config.rounds, -1, -1)]
-    policy = next(
-        (model for model in made if (model / "config.json").exists()), Path(str(config.policy))
-    )  # kept as it was
-    engines = load_engines(policy, settings=config.engine)
+    trained = [model for model in made if (model / "config.json").exists()]  # none where nothing could be learned
+    engines = load_engines(trained[0] if trained else Path(str(config.policy)), settings=config.engine)
     seed = derive_seed(config.seed, "drawn")
     with Grader() as grader:
         try:
@@ -71,26 +96,6 @@ def draw(config: RunConfig) -> None:
             asyncio.run(engines.close())
         stored = stored_trees(folder / TREES, problems)
         write_chances(folder, [stored[problem.id] for problem in problems], grader, config.seed)
-
-
-def other(first: RunConfig, method: str, preset: str, common: dict[str, Any]) -> RunConfig:
-    """Another method from where the first one began."""
-    begun = first.out / "round-0"
-    return load_config(
-        preset=preset,
-        flags={
-            **common,
-            "method": method,
-            # A judge's prompt is long: with more questions open, the cache forgets one before its verdict is there.
-            **({"engine": {**first.engine.model_dump(), "concurrency": 40}} if method == "self-rewarding" else {}),
-            "policy": str(begun / "policy"),
-            "value": str(begun / "value"),
-            "problems": str(first.out / "data" / "train.jsonl"),
-            "heldout": str(first.out / "data" / "heldout.jsonl"),
-            "warm_start": {"policy": False, "value": False},
-            "evaluate": {"base": [], "search": {"method": "mcts_star"}},
-        },
-    )
 
 
 def main() -> None:

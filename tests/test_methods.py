@@ -185,13 +185,22 @@ def test_another_method_in_the_same_folder_is_refused(tmp_path: Path):
         run(tmp_path, "rest-mcts")
 
 
+def test_searches_for_answers_begin_greedily_and_those_for_traces_do_not(tmp_path: Path):
+    out, _ = run(tmp_path, "rest-mcts")
+    first = {
+        name: {record["origin"][1] for record in read_jsonl(out / "round-1" / name / "trees.jsonl")}
+        for name in ("search", "evaluate/search")
+    }
+    assert first == {"search": {"expand"}, "evaluate/search": {"greedy"}}
+
+
 # ---------------------------------------------------------------- curriculum
 
 
 def test_solved_questions_are_skipped_and_others_get_more(tmp_path: Path):
     asked = {"skip_solved": True, "more_search": 2.0}
     # Few leaves, so that some questions are solved by all.
-    search = {"iterations": 5, "branch": 2, "widening": 0, "greedy_first": False, "rollout_temperature": 1.0}
+    search = {"iterations": 5, "branch": 2, "widening": 0, "rollout_temperature": 1.0}
     out, _ = run(tmp_path, "rest-mcts", rounds=3, curriculum=asked, search=search)
     plain, _ = run(tmp_path, "rest-mcts", "plain", rounds=1, search=search)
     assert (out / "round-1/search/trees.jsonl").read_bytes().count(b"\n") == 12

@@ -5,15 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -21,6 +13,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("openai")
 
+import benchmarks.serving
 from restmcts import drive, models
 from restmcts.encoding import Encoder, PromptSettings
 from restmcts.engines import Engines
@@ -33,8 +26,6 @@ from restmcts.types import Problem, Propose, Tree
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 PROBLEMS = [Problem(f"q{i}", f"What is {i} + 4 - 2?", str(i + 2)) for i in (3, 5)]
-START = 120
-"""seconds that a server may take to start"""
 
 
 @pytest.fixture(scope="module")
@@ -50,45 +41,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@contextmanager
-def serving(log: Path, *command: str) -> Iterator[str]:
-    """A server's URL; the server ends with the block, however that ends."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # One thread: on a busy machine two of them wait for each other.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    environment |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with log.open("wb") as file:
-        server = subprocess.Popen(
-            [sys.executable, *command, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=file,
-            stderr=file,
-            env=environment,
-            start_new_session=True,
-        )
-        try:
-            deadline = time.monotonic() + START
-            while not _healthy(f"http://127.0.0.1:{port}/health"):
-                assert server.poll() is None, log.read_text()[-3000:]
-                assert time.monotonic() < deadline, log.read_text()[-3000:]
-                time.sleep(0.3)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            os.killpg(server.pid, signal.SIGTERM)
-            try:
-                server.wait(15)
-            except subprocess.TimeoutExpired:
-                os.killpg(server.pid, signal.SIGKILL)
-                server.wait()
-
-
-def _healthy(url: str) -> bool:
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=2) as reply:
-            return bool(reply.status == 200)
-    except OSError:
-        return False
+def serving(log: Path, *command: str) -> AbstractContextManager[str]:
+    """A server's URL. It has one thread: on a busy machine two of them wait for each other."""
+    return benchmarks.serving.serving(log, command, {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1"})
 
 
 def opened(url: str, name: str, **settings: object) -> tuple[Engines, ServerPolicy]:
@@ -145,7 +100,7 @@ def test_transformers_serve(folder: Path, tmp_path: Path) -> None:
         check(search(engines, "mcts_star", iterations=2, branch=2, rollout_steps=1), 2 * 3 * 24)
         engines, policy = opened(url, str(folder), ask="chat")
         check(search(engines, "sample", samples=2, max_depth=3), 2 * 3 * 24)
-    assert not _healthy(url.removesuffix("/v1") + "/health")
+    assert not benchmarks.serving.healthy(url.removesuffix("/v1") + "/health")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")

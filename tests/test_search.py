@@ -63,7 +63,7 @@ class Telling(Noise):
 
 settings_strategy = st.builds(
     SearchSettings,
-    greedy_first=st.booleans(),
+    greedy_first=st.sampled_from([None, True, False]),
     iterations=st.integers(1, 12),
     branch=st.integers(1, 4),
     rollout_steps=st.integers(0, 6),

@@ -264,7 +264,7 @@ def test_counts_and_ends_of_any_search(settings, seed, failures):
     leaves = [n for n in range(len(tree)) if n not in tree.parent]
     early = settings.stop_decided or settings.stop_lead is not None
     assert (tree.stop == "threshold") == any(v is not None and v >= settings.threshold for v in finished)
-    first = settings.greedy_first and tree.stop == "threshold"  # the likeliest solution was good enough
+    first = settings.greedy_first is not False and tree.stop == "threshold"  # the likeliest solution was good enough
     assert (0 if first else 1) <= tree.visits[0] <= settings.iterations
     assert (tree.stop == "iterations") <= (tree.visits[0] == settings.iterations)
     assert (tree.stop == "decided") <= (early and settings.answer_rule != "best" and bool(finished))

@@ -51,6 +51,8 @@ def search(
 ) -> Path:
     """Search `questions` with a pair of models; trees.jsonl grows tree by tree. Returns the stage's folder."""
     config = job.config
+    if settings.greedy_first is None:  # a likeliest solution that is good enough would be all there is to learn from
+        settings = settings.model_copy(update={"greedy_first": False})
 
     def work(stage: StageFolder) -> dict[str, Any]:
         account = job.account(stage)

@@ -46,7 +46,7 @@ class _MctsStar(Iterations):
         """node → the child that is the policy's likeliest next step, where it was asked for"""
 
     def run(self) -> Generator[Ask, Answer, str]:
-        if self.settings.greedy_first and self.settings.temperature > 0:
+        if self.settings.greedy_first is not False and self.settings.temperature > 0:
             yield from self.begin_greedily()
         return "threshold" if self.solved else (yield from super().run())
 

@@ -29,8 +29,10 @@ class SearchSettings(Settings):
     branch: int = Field(
         default=3, ge=1, description="b: next steps proposed at an expansion; M of beam and dvts, k of tot_bfs, tot_dfs"
     )
-    greedy_first: bool = Field(
-        default=True, description="begin mcts_star with the policy's likeliest solution, from the root to its end"
+    greedy_first: bool | None = Field(
+        default=None,
+        description="begin mcts_star with the policy's likeliest solution, from the root to its end; unset: yes, but "
+        "not where a run searches for traces to learn from, which are to differ",
     )
     rollout_steps: int = Field(
         default=32, ge=0, description="m: steps of the greedy rollout; 0: none; max_depth or more: to the end"
