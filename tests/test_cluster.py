@@ -35,6 +35,14 @@ PROBLEMS = [Problem(f"q{i}", f"What is {i} + {i % 7} * {i % 5} - {i % 11}?", ans
 SETTINGS = SearchSettings(iterations=8, self_critic=True)
 MEMORY = 80 << 20
 """bytes of a node's object store"""
+PATIENCE = {
+    "health_check_timeout_ms": 120_000,  # a node that does not answer is slow; one that is gone is noticed at once
+    "worker_register_timeout_seconds": 240,
+    "memory_monitor_refresh_ms": 0,  # it ends workers for what others take of the machine's memory
+}
+"""Nothing is lost that a test does not end, however busy the machine is. The names are Ray's."""
+WAIT = 150
+"""seconds without a worker after which a search says so, before the test's own time is up"""
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +53,7 @@ def nodes() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False}
+    head = {"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": False, "_system_config": PATIENCE}
     # With Ray's 15 a worker gets a thirtieth of a core that other tests use. The name is Ray's.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # what workers find modules with
@@ -86,7 +94,7 @@ def expected() -> list[dict[str, Any]]:
     return searched(scripted_engines())
 
 
-def engines_of(nodes: Any, said: list[str] | None = None, wait: float = 120, **settings: Any) -> Engines:
+def engines_of(nodes: Any, said: list[str] | None = None, wait: float = WAIT, **settings: Any) -> Engines:
     return cluster.open_engines(
         ClusterSettings(address=nodes.address, wait=wait),
         settings.pop("policy", "scripted"),
@@ -229,6 +237,7 @@ def test_a_whole_run_searches_on_a_cluster(nodes: Any, tmp_path: Path, tiny_mode
         )
         write_jsonl(tmp_path / f"{name}.jsonl", lines)
     small = "search: {iterations: 2, branch: 2, rollout_steps: 1, max_depth: 3, step_tokens: 8}\n"
+    small += f"cluster: {{wait: {WAIT}}}\n"
     (tmp_path / "small.yaml").write_text(small + "policy_training: {epochs: 1}\nvalue_training: {epochs: 1}\n")
     files = ["--problems", "train.jsonl", "--heldout", "heldout.jsonl", "--worked", "worked.jsonl", "--rounds", 1]
     command = ["run", "small.yaml", "--policy", tiny_model_dir, *files, "--out", "runs/far"]

@@ -343,6 +343,28 @@ def test_a_fleet_finds_the_same_trees_and_counts_the_same():
     assert said[-1].endswith("(3 in all)")
 
 
+def test_the_late_word_of_an_earlier_run_ends_no_search_of_this_one():
+    def allowance(run: int) -> bytes:
+        return wire.packed({"run": run, "concurrency": 4, "left": {}})
+
+    def order(problem: Problem) -> bytes:
+        errand = drive.Errand(problem, get_search("mcts_star"), SETTINGS, 3, get_task(problem.task))
+        return wire.packed({"search": wire.errand_record(errand)})
+
+    async def overtaken() -> list[int]:
+        worker, done = Here(slow()), list[int]()
+        await worker.open(b"{}")
+        await worker.give([(i, order(PROBLEMS[i])) for i in range(3)], allowance(2))
+        assert await worker.news(allowance(1)) == ((), b"{}")
+        await worker.give([(3, order(PROBLEMS[3]))], allowance(1))
+        while len(done) < 3:
+            done += [number for number, _ in (await worker.news(allowance(2)))[0]]
+        await worker.close()
+        return done
+
+    assert sorted(asyncio.run(asyncio.wait_for(overtaken(), 20))) == [0, 1, 2]
+
+
 def test_methods_that_stay_here_ask_the_workers():
     def own(*arguments: Any) -> Any:
         return (yield from SEARCHES["mcts_star"](*arguments))

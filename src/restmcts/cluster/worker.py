@@ -83,7 +83,8 @@ class Worker:
 
     async def give(self, jobs: Sequence[tuple[int, bytes]], allowance: bytes) -> None:
         """Begin jobs, searches within the `allowance`: what the driver knows to be left for all workers together."""
-        self._allow(wire.unpacked(allowance))
+        if not self._allow(wire.unpacked(allowance)):
+            return
         for number, order in jobs:
             task = asyncio.create_task(self._do(number, order))
             self._tasks.add(task)
@@ -91,7 +92,8 @@ class Worker:
 
     async def news(self, allowance: bytes) -> News:
         """What is done, as soon as something is, and after `BEAT` at the latest; only the latest caller is told."""
-        self._allow(wire.unpacked(allowance))
+        if not self._allow(wire.unpacked(allowance)):
+            return (), b"{}"
         self._listener += 1
         me = self._listener
         self._pulse.set()  # whoever listened before
@@ -119,21 +121,27 @@ class Worker:
         if engines is not None:
             await engines.close()
 
-    def _allow(self, allowance: dict[str, Any]) -> None:
-        """Take up the driver's word for what is left: no worker spends more than that by itself."""
+    def _allow(self, allowance: dict[str, Any]) -> bool:
+        """Take up the driver's word for what is left: no worker spends more than that by itself.
+
+        False, and nothing is done, where it is the word of an earlier run: calls may overtake each other on their way.
+        """
         assert self._engines is not None, "a worker is opened before it is asked for anything"
+        if allowance["run"] < self._run:
+            return False
         if self._drive is None or allowance["run"] != self._run:
             self._opened.close()
             bill = Account(Budget(**allowance["left"]))
             opened = driving(self._engines, concurrency=allowance["concurrency"], account=bill)
             self._drive, self._run, self._told = self._opened.enter_context(opened), allowance["run"], Usage()
-            return
+            return True
         bill, left = self._drive.account, Budget(**allowance["left"])
         bill.budget = Budget(
             None if left.policy_tokens is None else bill.count.policy_tokens + left.policy_tokens,
             None if left.value_tokens is None else bill.count.value_tokens + left.value_tokens,
             None if left.seconds is None else bill.seconds + left.seconds,
         )
+        return True
 
     def _spent(self) -> bytes:
         assert self._engines is not None
