@@ -424,6 +424,21 @@ def test_errors_end_the_search_in_one_line():
         searched(engines)
 
 
+def test_a_tree_that_cannot_be_sent_ends_the_search():
+    site = Threads(scripted_engines)
+
+    class Unsendable(Here):
+        async def _answer(self, record: dict[str, Any]) -> dict[str, Any]:
+            return {"reply": {1, 2}}
+
+    def own(*arguments: Any) -> Any:
+        return (yield from SEARCHES["mcts_star"](*arguments))
+
+    site.start = lambda place: Near(site, Unsendable(scripted_engines()))  # type: ignore[method-assign]
+    with fleet_of(site) as engines, pytest.raises(RuntimeError, match="not JSON serializable"):
+        searched(engines, method=own)
+
+
 def test_a_question_that_breaks_its_engines_ends_the_run(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(fleets, "POLL", 0.01)
 

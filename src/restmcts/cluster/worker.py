@@ -160,12 +160,12 @@ class Worker:
         try:
             if "search" in what:
                 tree = await drive.search(wire.errand_of(what["search"]))
-                result: dict[str, Any] = {"tree": tree.to_record()}
+                result = wire.packed({"tree": tree.to_record()})
             else:
-                result = {"reply": await self._answer(what["ask"])}
+                result = wire.packed({"reply": await self._answer(what["ask"])})
         except Exception as error:
-            result = _failed(error, await self.where())
-        self._done.append((number, wire.packed(result)))
+            result = wire.packed(_failed(error, await self.where()))
+        self._done.append((number, result))
         self._pulse.set()
 
     async def _answer(self, record: dict[str, Any]) -> dict[str, Any]:
