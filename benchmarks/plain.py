@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from restmcts import models
-from restmcts.encoding import Encoder
+from restmcts.encoding import Encoder, read_verdict
 from restmcts.engines import Busy, Engines
 from restmcts.engines.vllm import as_sample
 from restmcts.seeds import derive_seed
@@ -47,19 +47,16 @@ class PlainPolicy:
         return self.busy.seconds
 
     async def propose(self, request: Propose) -> Proposals:
-        import torch
-
-        ids, samples, spent = self.prompt(request), [], 0
-        with self.busy:
-            for index in range(request.n):
-                torch.manual_seed(derive_seed(request.seed, index))
-                (new,) = self.draw([ids], request.temperature, request.max_tokens)
-                samples.append(self._sample(tuple(new)))
-                spent += len(new)
-        return Proposals(tuple(samples), Usage(spent, len(ids) * request.n, requests=request.n))
+        ids = self.prompt(request)
+        seeds = [derive_seed(request.seed, index) for index in range(request.n)]
+        drawn = [self._draw_one(ids, seed, request.temperature, request.max_tokens) for seed in seeds]
+        usage = Usage(sum(map(len, drawn)), len(ids) * request.n, requests=request.n)
+        return Proposals(tuple(map(self._sample, drawn)), usage)
 
     async def critique(self, request: Critique) -> Verdict:
-        raise NotImplementedError("no benchmark asks for it")
+        ids = self.encoder.critique(request.problem, request.path)
+        new = self._draw_one(ids, request.seed, 0.0, request.max_tokens)
+        return read_verdict(self._sample(new).step.text, Usage(len(new), len(ids), requests=1))
 
     async def close(self) -> None:
         """Nothing to close."""
@@ -68,6 +65,14 @@ class PlainPolicy:
         """The ids of the question and of the steps so far."""
         ids = self.encoder.prompt(request.problem, request.advice)
         return ids + [token for step in request.path for token in self.encoder.step(step)]
+
+    def _draw_one(self, ids: list[int], seed: int, temperature: float, most: int) -> tuple[int, ...]:
+        import torch
+
+        with self.busy:
+            torch.manual_seed(seed)
+            (new,) = self.draw([ids], temperature, most)
+        return tuple(new)
 
     def draw(self, prompts: Sequence[list[int]], temperature: float, most: int) -> list[list[int]]:
         """A step after each prompt, in one padded batch that ends with its longest step."""

@@ -6,8 +6,8 @@
 Per seed: a warm start, and from its models, on the same questions, a run of each method. All of them
 collect data with the same generated tokens a question (the judge's verdicts come on top), learn from it for the same
 epochs, and are asked the same held-out questions: greedily, by search, and the last policies for 16 samples of each. A
-run takes minutes on a GPU, and an hour or more on two CPU cores; with `--preset demo-small`, a seed takes 25 minutes of
-one core with AMX.
+run takes minutes on a GPU, and an hour or more on two CPU cores; with `--preset demo-small`, a seed takes about
+half an hour of one core with AMX.
 """
 
 from __future__ import annotations

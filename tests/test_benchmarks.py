@@ -14,7 +14,7 @@ from benchmarks import cluster, engines, main_job, rewards, search_cost, serve, 
 from benchmarks.common import Figure, short, table
 from restmcts.engines import Engines
 from restmcts.engines.scripted import ScriptedPolicy, ScriptedValue
-from restmcts.types import Propose, Score, Step
+from restmcts.types import Critique, Propose, Score, Step
 from tests.adder import problem
 from tests.test_report import make_run
 
@@ -152,15 +152,18 @@ def test_plain_generation_ends_at_the_delimiter(tiny_model_dir: Path, tiny_value
         proposals = await plain.policy.propose(request)
         again = await plain.policy.propose(request)
         path = (proposals.samples[0].step,)
-        return proposals, again, await plain.value.score(Score(problem(1), (path, path * 2)))
+        scores = await plain.value.score(Score(problem(1), (path, path * 2)))
+        return proposals, again, scores, await plain.policy.critique(Critique(problem(1), path, 7, 12))
 
-    proposals, again, scores = asyncio.run(ask())
+    proposals, again, scores, verdict = asyncio.run(ask())
     assert proposals.samples == again.samples
     for sample in proposals.samples:
         assert encoder.delimiter not in sample.step.text
         assert sample.finish in ("step", "end")  # of 400 tokens, some end it long before the 300th
     assert proposals.usage.requests == 2
     assert len(scores.values) == 2
+    assert verdict.solved or verdict.advice
+    assert 0 < verdict.usage.policy_tokens <= 12
     assert plain.policy.busy_seconds > 0
 
 

@@ -424,7 +424,7 @@ def test_errors_end_the_search_in_one_line():
         searched(engines)
 
 
-def test_a_tree_that_cannot_be_sent_ends_the_search():
+def test_a_reply_that_cannot_be_sent_ends_the_search():
     site = Threads(scripted_engines)
 
     class Unsendable(Here):

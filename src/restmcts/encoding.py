@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from restmcts.errors import ConfigError
 from restmcts.settings import Settings
-from restmcts.types import Path, Problem, Step
+from restmcts.types import Path, Problem, Step, Usage, Verdict
 
 CRITIC_QUESTION = (
     "Look at the solution so far. If it already states the correct final answer, reply with the one word SOLVED. "
@@ -318,6 +318,12 @@ def critic_question(problem: Problem, path: Path, delimiter: str) -> str:
     """What the self-critic is asked about a partial solution."""
     so_far = delimiter.join(step.text for step in path)
     return f"Problem: {problem.question}\n\nSolution so far:\n{so_far}\n\n{CRITIC_QUESTION}"
+
+
+def read_verdict(text: str, usage: Usage) -> Verdict:
+    """What a model's reply to the self-critic's question says; what is not SOLVED is advice."""
+    solved = text.lstrip("*\"' ").upper().startswith("SOLVED")
+    return Verdict(solved, None if solved or not text else text, usage)
 
 
 def worked_solution(example: Problem) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from restmcts.encoding import Encoder
+from restmcts.encoding import Encoder, read_verdict
 from restmcts.engines import TransientError
 from restmcts.engines.busy import Busy
 from restmcts.engines.kv import ATTENTION, Rows
@@ -105,9 +105,7 @@ class TransformersPolicy:
 
     async def critique(self, request: Critique) -> Verdict:
         reply: Proposals = await self._mail.ask(request)
-        text = reply.samples[0].step.text
-        solved = text.lstrip("*\"' ").upper().startswith("SOLVED")
-        return Verdict(solved, None if solved or not text else text, reply.usage)
+        return read_verdict(reply.samples[0].step.text, reply.usage)
 
     @property
     def busy_seconds(self) -> float:

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from restmcts import models
-from restmcts.encoding import Encoder, PromptSettings, shown_examples
+from restmcts.encoding import Encoder, PromptSettings, read_verdict, shown_examples
 from restmcts.engines import Busy, Engines, TransientError, ValueEngine
 from restmcts.engines.asking import Asker, Way, find_way
 from restmcts.engines.judging import JudgeValue, PoolingValue
@@ -95,8 +95,7 @@ class ServerPolicy:
         except TooLong:
             return Verdict(solved=False, usage=Usage(requests=1))
         text = reply.choices[0].text.strip().partition(self._delimiter)[0].strip()
-        solved = text.lstrip("*\"' ").upper().startswith("SOLVED")
-        return Verdict(solved, None if solved or not text else text, usage)
+        return read_verdict(text, usage)
 
     async def close(self) -> None:
         self._server.close()

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from restmcts import models
-from restmcts.encoding import Encoder, PromptSettings
+from restmcts.encoding import Encoder, PromptSettings, read_verdict
 from restmcts.engines import Busy, Engines
 from restmcts.engines.settings import EngineSettings
 from restmcts.engines.transformers import identify, load_value
@@ -66,9 +66,7 @@ class VllmPolicy:
     async def critique(self, request: Critique) -> Verdict:
         ids = self.encoder.critique(request.problem, request.path)
         (sample,), usage = await self._draw(ids, 1, request.seed, 0.0, request.max_tokens)
-        text = sample.step.text
-        solved = text.lstrip("*\"' ").upper().startswith("SOLVED")
-        return Verdict(solved, None if solved or not text else text, usage)
+        return read_verdict(sample.step.text, usage)
 
     async def close(self) -> None:
         """Give vLLM's process back, for the next policy."""
